@@ -1,0 +1,264 @@
+"""What is stored: an entry's identity, its record, its template, and journal events.
+
+An entry is one delayed *run* of a task.  Celery gives a retry the task id of the run
+before it, and a fast worker can retry while the first hand-off is still being written
+down; so the identity is (task id, run).
+
+A record does not hold the message that goes onto the queue but only what differs from
+task to task.  The literal rest is a *template*, stored once per shape and addressed by
+its content.  ``move.lua`` joins the two, so the formats below are shared with the Lua
+files: change them only together, and raise :data:`CODEC`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = [
+    "CODEC",
+    "Addition",
+    "Due",
+    "EntryId",
+    "Event",
+    "Record",
+    "StoredEntry",
+    "Template",
+    "decode_lines",
+    "encode_lines",
+    "template_id",
+]
+
+#: Version of the record and template formats.
+CODEC = "1"
+
+#: Separates the lines of a record.  JSON and base64 text never contain it raw.
+_LINE = "\n"
+#: Marks a slot in a template; the byte after it names the slot.  JSON text never
+#: contains it raw.
+SLOT = "\x01"
+
+
+class EntryId(NamedTuple):
+    """Identity of an entry."""
+
+    task_id: str
+    #: A new task's run is the store's clock at the call, in milliseconds; a retry, or any
+    #: message for the same task id sent from inside a run, has that run's number + 1.
+    run: int
+
+    def __str__(self) -> str:
+        return f"{self.task_id}/{self.run}"
+
+
+class Due(NamedTuple):
+    """When an entry is due: at an instant, or after a delay counted by Redis' clock."""
+
+    #: Milliseconds since the epoch, or of delay.
+    ms: int
+    is_delay: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """The literal part of a shape of messages, and where they go.
+
+    Attributes:
+        database: number of the Redis DB in which the queue lives.
+        queue: the list's key, with the broker's prefix and the priority's suffix.
+        expires_ms: time to live of the queue's lists (``x-expires``); 0 for none.
+        expiring: the keys that this time to live is set on.
+        body: the envelope's JSON text, with slots.
+    """
+
+    database: int
+    queue: str
+    expires_ms: int
+    expiring: tuple[str, ...]
+    body: str
+
+    def encode(self) -> str:
+        """The text stored in Redis."""
+        return _LINE.join(
+            [
+                CODEC,
+                str(self.database),
+                self.queue,
+                str(self.expires_ms),
+                str(len(self.expiring)),
+                *self.expiring,
+                self.body,
+            ]
+        )
+
+    @classmethod
+    def decode(cls, text: str) -> Template:
+        """The reverse of :meth:`encode`; ``ValueError`` for another codec version."""
+        codec, database, queue, expires_ms, count, rest = text.split(_LINE, 5)
+        if codec != CODEC:
+            raise ValueError(f"template of unknown version {codec!r}")
+        *expiring, body = rest.split(_LINE, int(count))
+        return cls(int(database), queue, int(expires_ms), tuple(expiring), body)
+
+    def fill(self, slots: Mapping[str, str]) -> str:
+        """The envelope's JSON text with *slots* put in; ``move.lua`` does the same."""
+        head, *rest = self.body.split(SLOT)
+        return head + "".join(slots[part[0]] + part[1:] for part in rest)
+
+
+def template_id(text: str) -> str:
+    """Content address of an encoded template."""
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+class Record(NamedTuple):
+    """What Redis keeps of one entry beside its eta.
+
+    Attributes:
+        run: see :class:`EntryId`.
+        version: 1 at first; every later write of the entry has a higher one.
+        deadline_ms: until when, on the store's clock, the add may be repeated.
+        expires_ms: after this instant the entry is EXPIRED instead of moved; 0 for never.
+        template: id of the template, or ``=`` with the template's text as the last value.
+        values: the slots' texts, in the order in which :meth:`slots` names them.
+    """
+
+    run: int
+    version: int
+    deadline_ms: int
+    expires_ms: int
+    template: str
+    values: tuple[str, ...]
+
+    def encode(self) -> str:
+        """The text stored in Redis: six lines of head, then one line per value.
+
+        The head's first line has the codec's version and a digest over template and
+        values, which ``move.lua`` checks before a hand-off.
+        """
+        payload = _LINE.join((self.template, *self.values))
+        digest = hashlib.sha1(payload.encode(), usedforsecurity=False).hexdigest()[:10]
+        return (
+            f"{CODEC} {digest}\n{self.run}\n{self.version}\n{self.deadline_ms}\n"
+            f"{self.expires_ms}\n{payload}"
+        )
+
+    @classmethod
+    def decode(cls, text: str) -> Record:
+        """The reverse of :meth:`encode`.
+
+        Raises:
+            ValueError: the text is no record of a known version.
+        """
+        head, run, version, deadline, expires, template, *values = text.split(_LINE)
+        if head.partition(" ")[0] != CODEC:
+            raise ValueError(f"record of unknown version {head!r}")
+        return cls(int(run), int(version), int(deadline), int(expires), template, tuple(values))
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One entry on its way into the store.
+
+    Attributes:
+        entry_id: its identity; run 0 lets the store draw one, once.
+        due: when it is due.
+        template: the shape's text.
+        values: the slots' texts for this entry.
+        expires_ms: instant after which it must not run; 0 for never.
+        story: what the audit keeps beside the states (task name, queue, arguments as text,
+            parents, chord), as JSON.
+    """
+
+    entry_id: EntryId
+    due: Due
+    template: str
+    values: tuple[str, ...]
+    expires_ms: int = 0
+    story: str = "{}"
+    version: int = 1
+
+
+class StoredEntry(NamedTuple):
+    """A live entry as the store tells it.
+
+    ``eta_ms`` and ``expires_ms`` (0 for never) are UTC; ``envelope`` is the message as it
+    would be put onto the key ``queue``, ``headers`` are Celery's headers in it.
+    """
+
+    entry_id: EntryId
+    version: int
+    eta_ms: int
+    expires_ms: int
+    headers: Mapping[str, object]
+    queue: str
+    envelope: Mapping[str, object]
+
+    @property
+    def task(self) -> str:
+        """The task's registered name."""
+        return str(self.headers.get("task", ""))
+
+
+@dataclass(frozen=True)
+class Event:
+    """One transition, as the journal has it.
+
+    ``(shard, epoch, stream_id, index)`` is unique and stays the same when the event is
+    read again.
+
+    Attributes:
+        epoch: the Redis history in which it was written.
+        index: position inside its journal entry (a move journals a whole batch at once).
+        state: name of the :class:`~celery_delay.states.State` reached, or ``GAP``.
+        at_ms: instant on the store's clock.
+        data: what is known at that moment: the story at SCHEDULED, the lag at DISPATCHED,
+            error and result texts later.
+    """
+
+    shard: int
+    epoch: int
+    stream_id: str
+    index: int
+    state: str
+    entry_id: EntryId
+    version: int
+    at_ms: int
+    eta_ms: int | None
+    data: Mapping[str, object]
+
+
+def encode_lines(events: Sequence[tuple[EntryId, int, int | None, Mapping[str, object]]]) -> str:
+    """The journal's text for several transitions into one state: a line each."""
+    return _LINE.join(
+        f"{one.task_id}\t{one.run}\t{version}\t{'' if eta is None else eta}\t"
+        f"{json.dumps(data, separators=(',', ':')) if data else '{}'}"
+        for one, version, eta, data in events
+    )
+
+
+def decode_lines(
+    shard: int, epoch: int, stream_id: str, state: str, at_ms: int, text: str
+) -> list[Event]:
+    """The events of one journal entry; ``ValueError`` if it is not readable."""
+    events = []
+    for index, line in enumerate(text.split(_LINE)):
+        task_id, run, version, eta, data = line.split("\t", 4)
+        events.append(
+            Event(
+                shard,
+                epoch,
+                stream_id,
+                index,
+                state,
+                EntryId(task_id, int(run)),
+                int(version),
+                at_ms,
+                int(eta) if eta else None,
+                json.loads(data),
+            )
+        )
+    return events

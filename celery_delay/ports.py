@@ -1,0 +1,217 @@
+"""What the services need from the outside, and the values that cross the border.
+
+The services (elector, dispatcher, periodic, auditor) know these Protocols and nothing of
+Redis, SQL or Celery.  Each method may raise :exc:`StoreUnavailable` (the store's) or
+:exc:`AuditUnavailable` (the audit log's): a state of the world, not a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from celery_delay.entries import Addition, EntryId, Event, StoredEntry
+from celery_delay.states import CancelOutcome, State
+
+__all__ = [
+    "Added",
+    "AuditLog",
+    "Cancelled",
+    "DispatchStore",
+    "JournalPosition",
+    "JournalStore",
+    "Lease",
+    "LeaseRecord",
+    "Moved",
+    "PeriodicStore",
+    "Results",
+    "StaleEpoch",
+    "Term",
+    "Transition",
+]
+
+
+class StaleEpoch(Exception):
+    """This Redis history has no name yet, or another than the caller knows.
+
+    Nothing was moved.  The leader names it with ``begin_epoch``; the others wait.
+    """
+
+
+class Added(NamedTuple):
+    """Answer to one addition.
+
+    ``code``: ``A`` stored now, ``D`` it was stored by an earlier attempt, ``G`` so it was and
+    has been handed off since, ``C`` it was cancelled before it came.
+    """
+
+    entry_id: EntryId
+    code: str
+    due_ms: int
+
+
+class Cancelled(NamedTuple):
+    """Answer to a cancellation, with the entry that was taken out by this very call."""
+
+    outcome: CancelOutcome
+    entry: StoredEntry | None
+
+
+class Moved(NamedTuple):
+    """What one pass did.  Times are the store's, in ms."""
+
+    now_ms: int
+    next_due_ms: int | None = None
+    moved: int = 0
+    max_lag_ms: int = 0
+    expired: int = 0
+    quarantined: int = 0
+    blocked: int = 0
+    failure: str = ""
+
+    @property
+    def handled(self) -> int:
+        """How many entries left the head of the schedule."""
+        return self.moved + self.expired + self.quarantined + self.blocked
+
+
+class Transition(NamedTuple):
+    """A move from state to state that happened outside the store."""
+
+    entry_id: EntryId
+    version: int
+    state: State
+    data: Mapping[str, object]
+
+
+class LeaseRecord(NamedTuple):
+    """The lease as one election call saw it.  ``head_due_ms`` is ``None`` if nothing waits."""
+
+    holder: str
+    term: int
+    seq: int
+    now_ms: int
+    head_due_ms: int | None
+    progress_ms: int
+
+
+class Term(NamedTuple):
+    """A period of leadership, and until when (boot clock) the leader believes in it."""
+
+    number: int
+    trusted_until: float
+
+
+class JournalPosition(NamedTuple):
+    """How far SQL has taken a shard's journal: the epoch, and the stream id in it."""
+
+    shard: int
+    epoch: int
+    last_id: str
+
+
+class Lease(Protocol):
+    """Leadership over one shard."""
+
+    def elect(self, *, seen: LeaseRecord | None, may_take: bool) -> LeaseRecord:
+        """Renew if we hold the lease, take it if it is free or *may_take*; tell its state."""
+        ...
+
+    def release(self, term: int) -> bool:
+        """Give *term* back and wake one standby; False if it was not ours any more."""
+        ...
+
+
+class DispatchStore(Protocol):
+    """What the dispatcher needs of a shard."""
+
+    def move(self, *, hold_ms: int = 0, steal_ms: int = 0) -> Moved: ...
+
+    def begin_epoch(self, *, term: int, known_epoch: int) -> tuple[int, str] | None: ...
+
+    def merge_back(self, *, term: int) -> int: ...
+
+
+class PeriodicStore(Protocol):
+    """What the periodic service needs of a shard."""
+
+    def sync_schedules(self, *, term: int, schedules: Mapping[str, tuple[str, int]]) -> bool: ...
+
+    def due_schedules(self) -> tuple[int, list[tuple[str, int]], int | None]: ...
+
+    def fire(
+        self,
+        *,
+        term: int,
+        name: str,
+        expected_ms: int,
+        cursor_ms: int,
+        next_ms: int | None,
+        addition: Addition | None,
+    ) -> bool: ...
+
+
+class JournalStore(Protocol):
+    """What the auditor needs of a shard."""
+
+    def read_journal(self, after: str, limit: int) -> list[tuple[str, list[Event]]]: ...
+
+    def trim_journal(self, position: JournalPosition, *, term: int) -> int: ...
+
+    def leader(self) -> tuple[str, int, int]: ...
+
+    def audit_id(self, proposed: str | None = None) -> str | None: ...
+
+
+class AuditLog(Protocol):
+    """The SQL side."""
+
+    def prepare(self) -> str:
+        """Make sure that the tables can be used; the database's uuid.
+
+        SQLite's are made or migrated here; a server's need ``celery delay migrate``.
+
+        Raises:
+            SchemaOutdated: the tables are missing or of another version.
+        """
+        ...
+
+    def position(self, shard: int, epoch: int) -> JournalPosition:
+        """How far the journal of *shard* is in SQL; ``last_id`` is "0" in a new epoch."""
+        ...
+
+    def take(self, expected: JournalPosition, events: Sequence[Event], last_id: str) -> list[Ending]:
+        """Write *events* and advance the cursor from *expected* to *last_id*, or do nothing.
+
+        Events that are in SQL already are left alone.  One transaction.
+
+        Returns:
+            The entries among them that ended before any worker saw them, for which a result
+            must be written; empty if another drainer was first.
+        """
+        ...
+
+
+class Ending(NamedTuple):
+    """An entry that ended before dispatch, with what its result needs.
+
+    ``chord`` is the chord's signature as a mapping if the task is part of one; ``None`` else.
+    """
+
+    entry_id: EntryId
+    state: State
+    task: str
+    group: str | None
+    group_index: int | None
+    chord: Mapping[str, object] | None
+    ignore_result: bool
+    reason: str
+
+
+class Results(Protocol):
+    """The result backend, for tasks that no worker will ever see."""
+
+    def end(self, ending: Ending) -> None:
+        """Write REVOKED (or FAILURE) unless a final result is there; never raises."""
+        ...

@@ -1,0 +1,240 @@
+"""The ``delay_*`` settings: one frozen object, checked once, documented here.
+
+The text above each field is its documentation; the reference page is generated from
+it.  Durations are seconds.  In Django with ``namespace="CELERY"`` a setting is spelled
+``CELERY_DELAY_…``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from celery_delay.exceptions import InvalidSetting
+
+__all__ = ["PREFIX", "Settings"]
+
+PREFIX = "delay_"
+
+
+def _seconds(low: float, high: float = math.inf) -> Callable[[str, Any], float]:
+    def check(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InvalidSetting(f"{name} must be a number of seconds, not {value!r}")
+        if not low <= value <= high:
+            bound = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise InvalidSetting(f"{name} must be {bound} seconds, not {value!r}")
+        return float(value)
+
+    return check
+
+
+def _count(low: int, high: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidSetting(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        return value
+
+    return check
+
+
+def _choice(*allowed: Any) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        # 0 == False: compare types too, or delay_intercept=0 would pass for False
+        if not any(value == one and type(value) is type(one) for one in allowed):
+            names = ", ".join(repr(one) for one in allowed)
+            raise InvalidSetting(f"{name} must be one of {names}, not {value!r}")
+        return value
+
+    return check
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or any(char in value for char in "{}\r\n\0 "):
+        raise InvalidSetting(f"{name} must be a text without spaces and braces, not {value!r}")
+    return value
+
+
+def _url(name: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or ":" not in value):
+        raise InvalidSetting(f"{name} must be a URL or None, not {value!r}")
+    return value
+
+
+def _setting(default: Any, check: Callable[[str, Any], Any], doc: str) -> Any:
+    return field(default=default, metadata={"check": check, "doc": " ".join(doc.split())})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of celery-delay, without their ``delay_`` prefix."""
+
+    redis_url: str | None = _setting(
+        None,
+        _url,
+        """Where delayed tasks wait: ``redis://``, ``rediss://``, ``unix://`` or
+        ``redis+socket://``.  ``None`` takes the broker's own Redis.  It must be the same
+        Redis *server* as the broker's; the DB number may differ.""",
+    )
+    key_prefix: str = _setting(
+        "celery-delay:",
+        _text,
+        """Put before every Redis key of celery-delay, after the broker's
+        ``global_keyprefix``.  Two projects that share a Redis need two prefixes.""",
+    )
+    shards: int = _setting(
+        1,
+        _count(1, 1024),
+        """Into how many independent parts the store is split; all keys of one part share
+        a hash tag.  Change it only when the store is empty.""",
+    )
+    database_url: str | None = _setting(
+        None,
+        _url,
+        """SQLAlchemy URL of the audit tables.  ``None`` keeps no audit (as
+        ``delay_audit = "off"``).  The path of an SQLite file must be absolute: beat,
+        workers and the command line may run in different folders.""",
+    )
+    audit: str = _setting(
+        "async",
+        _choice("async", "off"),
+        """``async``: every transition goes to a journal in Redis, in the same step as the
+        transition, and the leader drains it to SQL.  ``off``: no journal.""",
+    )
+    journal_max: int = _setting(
+        1_000_000,
+        _count(1_000, 1_000_000_000),
+        """How many undrained events the journal of a shard may hold.""",
+    )
+    journal_full: str = _setting(
+        "gap",
+        _choice("gap", "refuse"),
+        """What happens when the journal is full: ``gap`` counts the events that are left
+        out and records their number, ``refuse`` raises
+        :exc:`~celery_delay.exceptions.JournalFull` at the call that schedules.""",
+    )
+    naive_eta: str = _setting(
+        "app",
+        _choice("app", "utc", "reject"),
+        """How an ``eta`` without a time zone is read: in the app's ``timezone``, as UTC, or
+        not at all (``ValueError``).""",
+    )
+    intercept: bool | str = _setting(
+        False,
+        _choice(False, "retry"),
+        """``"retry"``: the delay of ``self.retry`` (and ``autoretry_for``) waits in the store
+        too, instead of in a worker's memory.""",
+    )
+    intercept_min: float = _setting(
+        1.0,
+        _seconds(0.0),
+        """Shorter retry delays than this stay native: a worker holds them more cheaply.""",
+    )
+    add_window: float = _setting(
+        3.0,
+        _seconds(0.5, 60.0),
+        """How long a schedule call may be repeated after a lost answer.  Redis refuses the
+        add later than this, so that a stalled producer cannot add a task twice.""",
+    )
+    redis_timeout: float = _setting(
+        0.5,
+        _seconds(0.05, 30.0),
+        """Time-out of connecting to Redis and of one command.""",
+    )
+    batch_size: int = _setting(
+        300,
+        _count(1, 1_000),
+        """How many due entries one script call moves at most.  Other clients of the Redis
+        wait for a call to end.""",
+    )
+    lease: float = _setting(
+        1.0,
+        _seconds(0.2, 60.0),
+        """A standby takes over when the leader's lease did not change for so long.""",
+    )
+    lease_renew: float = _setting(
+        0.25,
+        _seconds(0.02, 30.0),
+        """How often the leader renews its lease.""",
+    )
+    lease_trust: float = _setting(
+        0.7,
+        _seconds(0.1, 60.0),
+        """For how long after the start of a successful renewal the leader believes itself.""",
+    )
+    election_timeout: float = _setting(
+        0.2,
+        _seconds(0.02, 30.0),
+        """Time-out of one election command, on a connection of its own.""",
+    )
+    backstop: float = _setting(
+        0.25,
+        _seconds(0.05, 60.0),
+        """A standby moves entries that are overdue by more than this while the leader makes
+        no progress.""",
+    )
+    drain_interval: float = _setting(
+        0.5,
+        _seconds(0.01, 60.0),
+        """The longest the leader waits between two drains of the journal to SQL.""",
+    )
+    drain_batch: int = _setting(
+        1_000,
+        _count(1, 10_000),
+        """How many journal entries one SQL transaction takes at most.""",
+    )
+    max_payload: int = _setting(
+        1_048_576,
+        _count(1_024, 512_000_000),
+        """The largest message, in bytes of its body as it is sent, that may be delayed.""",
+    )
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = one.metadata["check"](PREFIX + one.name, getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
+        if self.lease_trust + self.election_timeout >= self.lease:
+            raise InvalidSetting(
+                "delay_lease_trust + delay_election_timeout must be below delay_lease"
+                f" ({self.lease_trust:g} + {self.election_timeout:g} >= {self.lease:g}):"
+                " otherwise two beats may lead at once"
+            )
+        if self.lease_renew * 2 + self.election_timeout > self.lease_trust:
+            raise InvalidSetting(
+                "2 x delay_lease_renew + delay_election_timeout must not exceed"
+                f" delay_lease_trust ({self.lease_renew:g} x 2 + {self.election_timeout:g}"
+                f" > {self.lease_trust:g}): otherwise one lost answer ends a leadership"
+            )
+
+    @property
+    def audited(self) -> bool:
+        """Whether transitions are journalled."""
+        return self.audit != "off" and self.database_url is not None
+
+    @property
+    def window_ms(self) -> int:
+        """:attr:`add_window` in milliseconds."""
+        return round(self.add_window * 1000)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
+        """Read the ``delay_*`` keys of *values*; all other keys are somebody else's.
+
+        Raises:
+            InvalidSetting: a ``delay_*`` name that does not exist (with the nearest one
+                that does), or a value that the setting does not take.
+        """
+        known = {PREFIX + one.name for one in fields(cls)}
+        given: dict[str, Any] = {}
+        for name, value in values.items():
+            if not isinstance(name, str) or not name.startswith(PREFIX):
+                continue
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InvalidSetting(f"there is no setting {name}{hint}")
+            given[name.removeprefix(PREFIX)] = value
+        return cls(**given)

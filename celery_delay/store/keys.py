@@ -1,0 +1,111 @@
+"""Every Redis key of celery-delay, with its type and what its members mean.
+
+All keys of a shard share one hash tag, so that on Redis Cluster a shard lives on one
+node and a script may use all of them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+__all__ = ["ShardKeys", "shard_of"]
+
+
+def shard_of(task_id: str, shards: int) -> int:
+    """The number of the shard in which *task_id* lives; the same in every process."""
+    return zlib.crc32(task_id.encode()) % shards if shards > 1 else 0
+
+
+@dataclass(frozen=True)
+class ShardKeys:
+    """The keys of one shard; the field names are those that the Lua files use."""
+
+    prefix: str
+    shard: int
+
+    def _key(self, name: str) -> str:
+        return f"{{{self.prefix}{self.shard}}}:{name}"
+
+    @property
+    def schedule(self) -> str:
+        """zset: task id → eta in ms."""
+        return self._key("schedule")
+
+    @property
+    def entries(self) -> str:
+        """hash: task id → record (``entries.Record``)."""
+        return self._key("entries")
+
+    @property
+    def blocked(self) -> str:
+        """zset: task id → eta in ms, of entries that must not stand in the schedule's way."""
+        return self._key("blocked")
+
+    @property
+    def quarantine(self) -> str:
+        """hash: task id → JSON [reason, eta in ms, record] of what cannot be handed off."""
+        return self._key("quarantine")
+
+    @property
+    def templates(self) -> str:
+        """hash: template id → template (``entries.Template``)."""
+        return self._key("templates")
+
+    @property
+    def template_uses(self) -> str:
+        """hash: template id → number of live records that need it."""
+        return self._key("template-uses")
+
+    @property
+    def journal(self) -> str:
+        """stream: s state, e epoch, t instant in ms, d lines (``entries.Event``)."""
+        return self._key("journal")
+
+    @property
+    def tombstones_even(self) -> str:
+        """hash with a time to live: see ``lua/include/tombstones.lua``."""
+        return self._key("tombstones:even")
+
+    @property
+    def tombstones_odd(self) -> str:
+        """hash with a time to live; takes turns with the even one."""
+        return self._key("tombstones:odd")
+
+    @property
+    def mark(self) -> str:
+        """hash: run_id and epoch of this Redis history, progress (ms) of the leader, gap."""
+        return self._key("mark")
+
+    @property
+    def lease(self) -> str:
+        """hash: holder, term, seq.  Without time to live (an observed lease)."""
+        return self._key("lease")
+
+    @property
+    def wake(self) -> str:
+        """list of at most one token: the head of the schedule has changed."""
+        return self._key("wake")
+
+    @property
+    def handover(self) -> str:
+        """list of at most one token: the lease was given back."""
+        return self._key("handover")
+
+    @property
+    def schedules(self) -> str:
+        """hash: schedule name → JSON {version, cursor in ms} of a periodic entry."""
+        return self._key("schedules")
+
+    @property
+    def occurrences(self) -> str:
+        """zset: schedule name → its next occurrence in ms."""
+        return self._key("occurrences")
+
+    def all(self) -> list[str]:
+        """Every key of the shard, for tests and for a purge."""
+        return [
+            getattr(self, name)
+            for name, value in vars(type(self)).items()
+            if isinstance(value, property)
+        ]

@@ -1,0 +1,153 @@
+--- Store entries, all of them or none; safe to repeat until their deadline.
+-- @include clock journal tombstones records
+-- KEYS: mark schedule entries blocked templates template_uses journal tombstones_even tombstones_odd wake
+-- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates rest:*
+--   rest = template_count x (id, text), then per entry
+--          (task id, due: "@" instant or "+" delay in ms, record, story as JSON)
+-- RETURNS: LATE now | FULL now | CONFLICT now task_id | TEMPLATE now id… | INLINE now
+--   | OK now codes due_ms…   one code and one due instant per entry:
+--   A added, D a repeat of a live entry, G gone (handed off already), C cancelled before it came
+
+now = time_ms(now)
+-- the delay of a countdown starts at the end of the current millisecond: never early
+local start = now + 1
+
+if refuse_when_full == 1 and journal_is_full() then
+  return { 'FULL', text(now) }
+end
+
+local given = {}
+for i = 1, template_count do
+  given[rest[2 * i - 1]] = rest[2 * i]
+end
+
+local ids, entries_given = {}, {}
+for i = 2 * template_count + 1, #rest, 4 do
+  local _, _, run, version, deadline, _, payload = read_head(rest[i + 2])
+  if not run then
+    return redis.error_reply('MALFORMED record of ' .. rest[i])
+  end
+  if now > tonumber(deadline) then
+    return { 'LATE', text(now) }
+  end
+  local due = tonumber(string.sub(rest[i + 1], 2))
+  if string.sub(rest[i + 1], 1, 1) == '+' then
+    due = due == 0 and now or start + due
+  end
+  ids[#ids + 1] = rest[i]
+  entries_given[#entries_given + 1] = {
+    id = rest[i], run = tonumber(run), version = tonumber(version), due = due,
+    record = rest[i + 2], payload = payload, story = rest[i + 3],
+  }
+end
+
+local live = redis.call('HMGET', entries, unpack(ids))
+local seen, wanted, missing = {}, {}, {}
+for i, entry in ipairs(entries_given) do
+  if seen[entry.id] then
+    return { 'CONFLICT', text(now), entry.id }
+  end
+  seen[entry.id] = true
+  entry.code = 'A'
+  local gone = buried('g/' .. entry.id .. '/' .. text(entry.run))
+  local found, refused_run = cancelled(entry.id)
+  if live[i] then
+    local _, _, run, version, _, _, payload = read_head(live[i])
+    if tonumber(run) ~= entry.run then
+      return { 'CONFLICT', text(now), entry.id }
+    end
+    if tonumber(version) >= entry.version then
+      entry.code = 'D'
+      entry.due = tonumber(redis.call('ZSCORE', schedule, entry.id)
+        or redis.call('ZSCORE', blocked, entry.id))
+    else
+      entry.replaced = payload
+    end
+  elseif gone and tonumber(gone) >= entry.version then
+    entry.code = 'G'
+  elseif found and entry.run <= refused_run then
+    entry.code = 'C'
+  end
+  if entry.code == 'A' then
+    local template = template_of(entry.payload)
+    if string.sub(template, 1, 1) ~= '=' then
+      if not given[template] and not wanted[template]
+        and redis.call('HEXISTS', templates, template) == 0 then
+        missing[#missing + 1] = template
+      end
+      wanted[template] = (wanted[template] or 0) + 1
+    end
+  end
+end
+if #missing > 0 then
+  return { 'TEMPLATE', text(now), unpack(missing) }
+end
+
+local fresh = {}
+for id in pairs(given) do
+  if wanted[id] and redis.call('HEXISTS', templates, id) == 0 then
+    fresh[#fresh + 1] = id
+  end
+end
+if redis.call('HLEN', templates) + #fresh > template_cap then
+  -- only now are unused templates worth looking for
+  local uses = redis.call('HGETALL', template_uses)
+  for i = 1, #uses, 2 do
+    if tonumber(uses[i + 1]) <= 0 and not wanted[uses[i]] then
+      redis.call('HDEL', templates, uses[i])
+      redis.call('HDEL', template_uses, uses[i])
+    end
+  end
+  if redis.call('HLEN', templates) + #fresh > template_cap then
+    return { 'INLINE', text(now) }
+  end
+end
+
+-- every check is behind us: write
+for _, id in ipairs(fresh) do
+  redis.call('HSET', templates, id, given[id])
+end
+for id, count in pairs(wanted) do
+  redis.call('HINCRBY', template_uses, id, count)
+end
+local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
+local earliest = math.huge
+local codes, dues, scores, records, scheduled, refused = {}, {}, {}, {}, {}, {}
+for i, entry in ipairs(entries_given) do
+  codes[i] = entry.code
+  dues[i] = text(entry.due)
+  local line = entry.id .. '\t' .. text(entry.run) .. '\t' .. text(entry.version) .. '\t'
+    .. text(entry.due) .. '\t' .. entry.story
+  if entry.code == 'A' then
+    if entry.replaced then
+      release_template(entry.replaced)
+      redis.call('ZREM', blocked, entry.id)
+    end
+    scores[#scores + 1] = text(entry.due)
+    scores[#scores + 1] = entry.id
+    records[#records + 1] = entry.id
+    records[#records + 1] = entry.record
+    scheduled[#scheduled + 1] = line
+    earliest = math.min(earliest, entry.due)
+  elseif entry.code == 'C' then
+    refused[#refused + 1] = line
+    -- from now on a repeated cancel can say that it did cancel
+    local _, refused_run = cancelled(entry.id)
+    bury('c/' .. entry.id, 'F ' .. text(refused_run))
+  end
+end
+if #scores > 0 then
+  redis.call('ZADD', schedule, unpack(scores))
+  redis.call('HSET', entries, unpack(records))
+end
+write_journal('SCHEDULED', scheduled)
+if #refused > 0 then
+  write_journal('SCHEDULED', refused)
+  write_journal('CANCELLED', refused)
+end
+if earliest < (tonumber(head[2]) or math.huge) then
+  -- a list of at most one token: kept until the leader looks, taken by one taker
+  redis.call('LPUSH', wake, '1')
+  redis.call('LTRIM', wake, 0, 0)
+end
+return { 'OK', text(now), table.concat(codes), unpack(dues) }

@@ -1,0 +1,42 @@
+--- Take an entry out, or make sure that it cannot come any more.
+-- @include clock journal tombstones records
+-- @allow-oom
+-- KEYS: mark schedule entries blocked quarantine templates template_uses journal tombstones_even tombstones_odd
+-- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int task_id:str run:int data:str
+--   epoch 0: any.  run 0: not known; else the run of an add whose outcome is unknown.
+--   data: who and why, as JSON, for the journal
+-- RETURNS: EPOCH now | CANCELLED now run record template | CANCELLED now 0 (an earlier call did)
+--   | TOO_LATE now | NOT_FOUND now
+
+now = time_ms(now)
+if epoch > 0 and tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
+  return { 'EPOCH', text(now) }
+end
+local refused = math.max(now, run)
+local record = redis.call('HGET', entries, task_id)
+if record then
+  local _, _, live_run, version, _, _, payload = read_head(record)
+  local due = redis.call('ZSCORE', schedule, task_id) or redis.call('ZSCORE', blocked, task_id)
+  redis.call('ZREM', schedule, task_id)
+  redis.call('ZREM', blocked, task_id)
+  redis.call('HDEL', entries, task_id)
+  local stored = false
+  if payload then
+    stored = redis.call('HGET', templates, template_of(payload))
+    release_template(payload)
+    refused = math.max(refused, tonumber(live_run))
+  end
+  bury('c/' .. task_id, 'F ' .. text(refused))
+  write_journal('CANCELLED', { task_id .. '\t' .. (live_run or '0') .. '\t' .. (version or '0')
+    .. '\t' .. (due and text(tonumber(due)) or '') .. '\t' .. data })
+  return { 'CANCELLED', text(now), live_run or '0', record, stored or '' }
+end
+if run > 0 and buried('g/' .. task_id .. '/' .. text(run)) then
+  return { 'TOO_LATE', text(now) }
+end
+local found = cancelled(task_id)
+bury('c/' .. task_id, (found or 'N') .. ' ' .. text(refused))
+if found == 'F' then
+  return { 'CANCELLED', text(now), '0' }
+end
+return { 'NOT_FOUND', text(now) }

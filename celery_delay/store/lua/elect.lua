@@ -1,0 +1,23 @@
+--- One step of the election: renew, take over, or look; always tells where things stand.
+-- @include clock
+-- @allow-oom
+-- KEYS: mark lease schedule
+-- ARGV: now:int:ms holder:str seen_term:int seen_seq:int may_take:int:flag
+--   may_take: the caller has seen (seen_term, seen_seq) unchanged for a whole lease
+-- RETURNS: holder term seq now head_due_ms progress_ms   head_due_ms is -1 when nothing waits
+
+now = time_ms(now)
+local lease_now = redis.call('HMGET', lease, 'holder', 'term', 'seq')
+local owner = lease_now[1] or ''
+local term = tonumber(lease_now[2] or 0)
+local seq = tonumber(lease_now[3] or 0)
+if owner == holder then
+  seq = seq + 1
+  redis.call('HSET', lease, 'seq', text(seq))
+elseif owner == '' or (may_take == 1 and term == seen_term and seq == seen_seq) then
+  owner, term, seq = holder, term + 1, seq + 1
+  redis.call('HSET', lease, 'holder', holder, 'term', text(term), 'seq', text(seq))
+end
+local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
+return { owner, text(term), text(seq), text(now), head[2] or '-1',
+  redis.call('HGET', mark, 'progress') or '0' }

@@ -1,0 +1,20 @@
+-- Reading records and templates; the formats are described in entries.py.
+-- Expects the locals: templates, template_uses.
+
+local CODEC = '1'
+
+local function read_head(record)
+  -- returns: codec, digest, run, version, deadline, expires, payload; or nil
+  return string.match(record, '^(%S+) (%x+)\n(%d+)\n(%d+)\n(%d+)\n(%d+)\n(.*)$')
+end
+
+local function template_of(payload)
+  return string.match(payload, '^([^\n]*)')
+end
+
+local function release_template(payload, count)
+  local id = template_of(payload)
+  if string.sub(id, 1, 1) ~= '=' then
+    redis.call('HINCRBY', template_uses, id, -(count or 1))
+  end
+end

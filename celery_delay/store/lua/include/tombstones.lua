@@ -1,0 +1,55 @@
+-- Tombstones: short-lived marks that an entry must not come (back).  They live in two
+-- hashes that take turns, so that the older one can be dropped whole: a mark lives at
+-- least tombstone_ms and at most twice as long.
+-- Expects the locals: tombstones_even, tombstones_odd, tombstone_ms, now.
+--   g/<task id>/<run>   gone: handed off while its add could still be repeated; = version
+--   c/<task id>         cancelled: = "F" (an entry was found) or "N" (none was), " ",
+--                       and the highest run that is refused
+
+local standing -- the hashes whose marks still count; asked for once per call
+
+local function tombstones_now()
+  local turn = math.floor(now / tombstone_ms)
+  local key = turn % 2 == 0 and tombstones_even or tombstones_odd
+  if redis.call('HGET', key, '') ~= text(turn) then
+    redis.call('UNLINK', key)
+    redis.call('HSET', key, '', text(turn))
+    redis.call('PEXPIRE', key, text(tombstone_ms * 2))
+  end
+  return key
+end
+
+local function bury(field, value)
+  redis.call('HSET', tombstones_now(), field, value)
+  standing = nil
+end
+
+local function buried(field)
+  if not standing then
+    standing = {}
+    local turn = math.floor(now / tombstone_ms)
+    for _, key in ipairs({ tombstones_even, tombstones_odd }) do
+      local marked = redis.call('HGET', key, '')
+      if marked and tonumber(marked) >= turn - 1 then
+        standing[#standing + 1] = key
+      end
+    end
+  end
+  for _, key in ipairs(standing) do
+    local value = redis.call('HGET', key, field)
+    if value then
+      return value
+    end
+  end
+  return false
+end
+
+local function cancelled(task_id)
+  -- returns: whether an entry had been found, highest refused run; or false
+  local mark_text = buried('c/' .. task_id)
+  if not mark_text then
+    return false
+  end
+  local found, run = string.match(mark_text, '^(%u) (%d+)$')
+  return found, tonumber(run)
+end

@@ -1,0 +1,209 @@
+--- Hand due entries to their queues: the one step that takes them out and pushes their messages.
+-- @include clock journal tombstones records
+-- @allow-oom
+-- KEYS: mark schedule entries blocked quarantine templates template_uses journal tombstones_even tombstones_odd
+-- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms database:int
+--   hold_ms   entries due less than this long ago are held back (0 in normal operation)
+--   steal_ms  0 for the leader; else only entries overdue by more than this are taken, and only
+--             while the leader's progress mark is older than this
+--   database  number of the DB in which the store lives
+-- RETURNS: EPOCH now | STANDBY now | OK now next_due_ms moved max_lag_ms expired quarantined blocked error
+--   next_due_ms is -1 when nothing waits.  Queues' keys come from the templates and are not
+--   declared, so Redis Cluster refuses this script.
+
+now = time_ms(now)
+if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
+  return { 'EPOCH', text(now) }
+end
+if steal_ms > 0 then
+  if now - tonumber(redis.call('HGET', mark, 'progress') or 0) <= steal_ms then
+    return { 'STANDBY', text(now) }
+  end
+else
+  redis.call('HSET', mark, 'progress', text(now))
+end
+
+local function next_due()
+  local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
+  return head[2] or '-1'
+end
+
+local due = redis.call('ZRANGE', schedule, '-inf', text(now - hold_ms - steal_ms), 'BYSCORE',
+  'LIMIT', 0, limit, 'WITHSCORES')
+if #due == 0 then
+  return { 'OK', text(now), next_due(), 0, 0, 0, 0, 0, '' }
+end
+
+local ids = {}
+for i = 1, #due, 2 do
+  ids[#ids + 1] = due[i]
+end
+local records = redis.call('HMGET', entries, unpack(ids))
+
+-- Checks first: nothing is written until each entry has its place to go.
+local known = {}
+local function template(id)
+  if known[id] == nil then
+    local stored
+    if string.sub(id, 1, 1) == '=' then
+      stored = string.gsub(string.sub(id, 2), '\2', '\n')
+    else
+      stored = redis.call('HGET', templates, id)
+      if stored and string.sub(redis.sha1hex(stored), 1, 16) ~= id then
+        stored = false
+      end
+    end
+    known[id] = false
+    if stored then
+      local codec, db, queue, expires, count, rest =
+        string.match(stored, '^(%S+)\n(%d+)\n([^\n]+)\n(%d+)\n(%d+)\n(.*)$')
+      if codec == CODEC then
+        local shape = { database = tonumber(db), queue = queue, expires = expires, expiring = {} }
+        for _ = 1, tonumber(count) do
+          local key, tail = string.match(rest, '^([^\n]*)\n(.*)$')
+          shape.expiring[#shape.expiring + 1] = key
+          rest = tail
+        end
+        shape.body = rest
+        known[id] = shape
+      end
+    end
+  end
+  return known[id]
+end
+
+local selected = database
+local function select_database(number)
+  if number ~= selected then
+    redis.call('SELECT', number)
+    selected = number
+  end
+end
+
+local queues = {}
+local function queue_of(shape)
+  local key = shape.database .. '/' .. shape.queue
+  if not queues[key] then
+    select_database(shape.database)
+    local kind = redis.call('TYPE', shape.queue).ok
+    queues[key] = { shape = shape, usable = kind == 'list' or kind == 'none', messages = {}, entries = {} }
+  end
+  return queues[key]
+end
+
+local letters = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+local ready, expired, bad, stuck = {}, {}, {}, {}
+for i, id in ipairs(ids) do
+  local entry = { id = id, due = tonumber(due[2 * i]), record = records[i] or '' }
+  local codec, digest, run, version, deadline, expires, payload = read_head(entry.record)
+  entry.run, entry.version, entry.payload = run or '0', version or '0', payload
+  if not records[i] then
+    entry.why = 'the record is missing'
+  elseif not codec or (codec == CODEC and string.sub(redis.sha1hex(payload), 1, 10) ~= digest) then
+    entry.why = 'the record is damaged'
+  end
+  if entry.why then
+    bad[#bad + 1] = entry
+  elseif codec ~= CODEC then
+    -- written by a newer version: whoever understands it will move it
+    entry.why = 'the record has the unknown version ' .. codec
+    stuck[#stuck + 1] = entry
+  elseif tonumber(expires) > 0 and tonumber(expires) <= now then
+    expired[#expired + 1] = entry
+  else
+    local shape = template(template_of(payload))
+    if not shape then
+      entry.why = 'its template is missing or damaged'
+      bad[#bad + 1] = entry
+    else
+      local queue = queue_of(shape)
+      if not queue.usable then
+        entry.why = 'the key ' .. shape.queue .. ' is not a list'
+        stuck[#stuck + 1] = entry
+      else
+        local slots = { i = id, r = run, d = text(entry.due), n = text(epoch) }
+        local slot = 0
+        for value in string.gmatch(string.sub(payload, #template_of(payload) + 2), '[^\n]+') do
+          slot = slot + 1
+          slots[string.sub(letters, slot, slot)] = value
+        end
+        entry.deadline = tonumber(deadline)
+        queue.messages[#queue.messages + 1] = string.gsub(shape.body, '\1(.)', slots)
+        queue.entries[#queue.entries + 1] = entry
+        ready[#ready + 1] = entry
+      end
+    end
+  end
+end
+select_database(database)
+
+-- ZREM before LPUSH: on a full Redis the removal goes through, and with it all that follows.
+redis.call('ZREM', schedule, unpack(ids))
+local failure = ''
+for _, queue in pairs(queues) do
+  if #queue.messages > 0 then
+    select_database(queue.shape.database)
+    local answer = redis.pcall('LPUSH', queue.shape.queue, unpack(queue.messages))
+    if type(answer) == 'table' and answer.err then
+      failure = answer.err
+      queue.failed = true
+    elseif queue.shape.expires ~= '0' then
+      for _, key in ipairs(queue.shape.expiring) do
+        redis.call('PEXPIRE', key, queue.shape.expires)
+      end
+    end
+  end
+end
+select_database(database)
+
+local function line(entry, data)
+  return entry.id .. '\t' .. entry.run .. '\t' .. entry.version .. '\t' .. text(entry.due) .. '\t' .. data
+end
+
+local leaving, dispatched, uses, lag, moved = {}, {}, {}, 0, 0
+local function leave(entry)
+  leaving[#leaving + 1] = entry.id
+  local id = template_of(entry.payload)
+  if string.sub(id, 1, 1) ~= '=' then
+    uses[id] = (uses[id] or 0) + 1
+  end
+end
+for _, queue in pairs(queues) do
+  for _, entry in ipairs(queue.entries) do
+    if queue.failed then
+      redis.call('ZADD', schedule, text(entry.due), entry.id)
+    else
+      leave(entry)
+      moved = moved + 1
+      lag = math.max(lag, now - entry.due)
+      dispatched[#dispatched + 1] = line(entry, '{"lag_ms":' .. text(now - entry.due) .. '}')
+      if entry.deadline >= now then
+        bury('g/' .. entry.id .. '/' .. entry.run, entry.version)
+      end
+    end
+  end
+end
+local expired_lines, bad_lines = {}, {}
+for _, entry in ipairs(expired) do
+  leave(entry)
+  expired_lines[#expired_lines + 1] = line(entry, '{}')
+end
+for _, entry in ipairs(bad) do
+  redis.call('HSET', quarantine, entry.id, cjson.encode({ entry.why, text(entry.due), entry.record }))
+  leaving[#leaving + 1] = entry.id
+  bad_lines[#bad_lines + 1] = line(entry, cjson.encode({ error = entry.why }))
+end
+for _, entry in ipairs(stuck) do
+  redis.call('ZADD', blocked, text(entry.due), entry.id)
+  failure = entry.why
+end
+if #leaving > 0 then
+  redis.call('HDEL', entries, unpack(leaving))
+end
+for id, count in pairs(uses) do
+  redis.call('HINCRBY', template_uses, id, -count)
+end
+write_journal('DISPATCHED', dispatched)
+write_journal('EXPIRED', expired_lines)
+write_journal('QUARANTINED', bad_lines)
+return { 'OK', text(now), next_due(), moved, lag, #expired, #bad, #stuck, failure }

@@ -1,0 +1,169 @@
+"""Loads the Lua files and gives their KEYS and ARGV names.
+
+A file starts with its contract, which is also what this loader reads::
+
+    --- One sentence.
+    -- @include clock journal        functions from include/, in this order
+    -- @allow-oom                    runs on a Redis that is full
+    -- KEYS: mark schedule           become the locals mark, schedule
+    -- ARGV: now:int:ms id:str       become locals; :int ones are numbers, the unit is for the reader
+    -- RETURNS: …
+
+so that no body mentions a position.  ``rest:*`` as the last argument takes all that follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+from celery_delay.exceptions import StoreUnavailable
+from celery_delay.store.connection import AnswerLost, Link
+from celery_delay.store.keys import ShardKeys
+
+__all__ = ["Script", "load", "run", "server_of", "sha1"]
+
+_LUA = files("celery_delay.store").joinpath("lua")
+#: Redis from this version on knows script flags.
+FLAGS_SINCE = (7, 0)
+
+
+@dataclass(frozen=True)
+class Script:
+    """One Lua command.
+
+    Attributes:
+        keys: the names that its KEYS have in ``keys.ShardKeys``.
+        arguments: the names of its ARGV.
+        allow_oom: whether it runs when Redis has reached ``maxmemory``.
+        body: prologue, includes and the file's own text, without a shebang.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    arguments: tuple[str, ...]
+    takes_rest: bool
+    allow_oom: bool
+    body: str
+
+    def text(self, server_version: tuple[int, ...]) -> str:
+        """The script as that server takes it.
+
+        Redis 7 lets a flagged script run when memory is full.  Redis 6.2 does not know flags
+        and answers them with a compile error, but once a script has tried a write that needs
+        no memory it does not refuse the later ones: hence the HDEL of nothing.
+        """
+        if server_version >= FLAGS_SINCE:
+            return f"#!lua{' flags=allow-oom' if self.allow_oom else ''}\n{self.body}"
+        if self.allow_oom:
+            return f"redis.call('HDEL', KEYS[1], '')\n{self.body}"
+        return self.body
+
+    def argv(self, values: Mapping[str, object], rest: Iterable[object] = ()) -> list[object]:
+        """*values* in the order of ARGV; a missing or surplus name is a programming error."""
+        if values.keys() != set(self.arguments):
+            raise TypeError(f"{self.name}.lua takes {self.arguments}, not {tuple(values)}")
+        return [*(values[name] for name in self.arguments), *rest]
+
+
+@cache
+def sha1(text: str) -> str:
+    """What EVALSHA calls a script by."""
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+@cache
+def load(name: str) -> Script:
+    """The script in ``lua/<name>.lua``.
+
+    Raises:
+        ValueError: the file's header is not as described above.
+    """
+    source = _LUA.joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    keys = tuple(_header(source, "KEYS").split())
+    declared = [one.split(":") for one in _header(source, "ARGV").split()]
+    if not keys:
+        raise ValueError(f"{name}.lua declares no KEYS")
+    takes_rest = bool(declared) and declared[-1] == ["rest", "*"]
+    if takes_rest:
+        declared.pop()
+    lines = [f"local {key} = KEYS[{i}]" for i, key in enumerate(keys, 1)]
+    for i, (argument, kind, *_unit) in enumerate(declared, 1):
+        if kind not in ("int", "str"):
+            raise ValueError(f"{name}.lua: {argument} has the unknown type {kind}")
+        value = f"tonumber(ARGV[{i}])" if kind == "int" else f"ARGV[{i}]"
+        lines.append(f"local {argument} = {value}")
+    if takes_rest:
+        # not unpack(): a bulk add has more arguments than Lua's stack has room for
+        lines += [
+            "local rest = {}",
+            f"for i = {len(declared) + 1}, #ARGV do rest[#rest + 1] = ARGV[i] end",
+        ]
+    for include in _header(source, "@include", optional=True).split():
+        lines.append(_LUA.joinpath("include", f"{include}.lua").read_text(encoding="utf-8"))
+    return Script(
+        name,
+        keys,
+        tuple(argument for argument, *_ in declared),
+        takes_rest,
+        re.search(r"^-- @allow-oom$", source, re.MULTILINE) is not None,
+        "\n".join([*lines, source]),
+    )
+
+
+def server_of(link: Link) -> dict[str, Any]:
+    """``version`` and ``run_id`` of the server behind *link*, asked for once a connection."""
+    link.connect()
+    if "run_id" not in link.learnt:
+        try:
+            text = link.call("INFO", "server").decode()
+        except AnswerLost as exc:
+            raise StoreUnavailable(f"lost the answer of INFO: {exc}") from exc
+        info = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        link.learnt["version"] = tuple(int(one) for one in info["redis_version"].split(".")[:2])
+        link.learnt["run_id"] = info["run_id"]
+    return link.learnt
+
+
+def run(
+    link: Link,
+    script: Script,
+    keys: ShardKeys,
+    values: Mapping[str, object],
+    rest: Sequence[object] = (),
+) -> Any:
+    """Run *script* on the server behind *link*; loads it there when it is not known.
+
+    Raises:
+        StoreUnavailable: it certainly did not run.
+        AnswerLost: it may have run.
+    """
+    version = server_of(link)["version"]
+    text = _text(script.name, version)
+    named = [getattr(keys, key) for key in script.keys]
+    argv = script.argv(values, rest)
+    try:
+        return link.call("EVALSHA", sha1(text), len(named), *named, *argv)
+    except NoScriptError:
+        return link.call("EVAL", text, len(named), *named, *argv)
+
+
+@cache
+def _text(name: str, server_version: tuple[int, ...]) -> str:
+    return load(name).text(server_version)
+
+
+def _header(source: str, field: str, *, optional: bool = False) -> str:
+    found = re.search(rf"^-- {field}:? ?(.*)$", source, re.MULTILINE)
+    if found is None:
+        if optional or field == "ARGV":
+            return ""
+        raise ValueError(f"no {field} line in {source[:60]!r}")
+    return found.group(1)

@@ -101,7 +101,7 @@ class EmbeddedRedis(RedisServer):
     @property
     def pid(self) -> int | None:
         """The server's process id, for those who want to signal it; None when it is down."""
-        return self._process.pid if self._process else None
+        return self._process.pid if self._process and self._process.poll() is None else None
 
     def start(self) -> None:
         """Start and return when the server answers; after :meth:`kill`, on the same data."""

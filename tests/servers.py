@@ -61,10 +61,11 @@ class RedisServers:
         forced = {"DELAY_REDIS": "embedded"} if kind == REDIS_62 else {}
         try:
             executable = locate({"PATH": os.environ.get("PATH", ""), **forced})
-            server = EmbeddedRedis(executable=executable, port=None, options=options)
         except StoreUnavailable as error:
-            unavailable(kind, str(error))
-        return server.__enter__()
+            why = str(error)
+        else:
+            return EmbeddedRedis(executable=executable, port=None, options=options).__enter__()
+        unavailable(kind, why)
 
     def close(self) -> None:
         for server in self._running.values():

@@ -13,16 +13,14 @@ the server stays, and so does, anywhere, the private folder).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,7 +30,14 @@ from celery_delay.exceptions import StoreUnavailable
 __all__ = ["EmbeddedRedis", "RedisServer", "die_with_parent", "find_server", "locate"]
 
 _SOCKET_PATH_MAX = 107  # bytes: sun_path holds 108 with its closing zero
-_PR_SET_PDEATHSIG = 1
+
+# PR_SET_PDEATHSIG = 1; it outlives the exec.  The parent may have died before the call.
+_DIE_WITH_PARENT = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 _PATIENCE = 10.0  # seconds that Redis may take to answer, and to stop
 
 
@@ -110,12 +115,11 @@ class EmbeddedRedis(RedisServer):
         rest = ["--unixsocketperm", "700", "--save", "", *self._options]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self.executable), *plain, *paths, *rest],
+                die_with_parent([str(self.executable), *plain, *paths, *rest]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the parent, which then stops us in order
-                preexec_fn=die_with_parent(),
             )
         deadline = self._clock.monotonic() + _PATIENCE
         while not _answers(self.socket):
@@ -211,16 +215,11 @@ def _answers(path: Path) -> bool:
     return False
 
 
-def die_with_parent() -> Callable[[], None] | None:
-    """Return a ``preexec_fn`` that makes the kernel end the child with its parent (Linux)."""
+def die_with_parent(command: Sequence[str]) -> list[str]:
+    """Return the command so wrapped that the kernel kills it with its parent (Linux only).
+
+    A ``preexec_fn`` would be shorter, but is a deadlock in a parent that has threads.
+    """
     if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: a forked child should not import
-    parent = os.getpid()
-
-    def prepare() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-    return prepare
+        return list(command)
+    return [sys.executable, "-ISc", _DIE_WITH_PARENT, str(os.getpid()), *command]

@@ -73,18 +73,20 @@ class CeleryProcess:
         return self._popen is not None and self.returncode is None
 
     def start(self) -> CeleryProcess:
-        """Start it, or start it again after :meth:`kill` or :meth:`stop`."""
+        """Start it, or start it again after :meth:`kill` or :meth:`stop`.
+
+        From a thread that lives on: the end of the forking thread ends the process.
+        """
         assert not self.is_running, f"{self.name} runs already"
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
-                self.command,
+                die_with_parent(self.command),
                 cwd=self._cwd,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
             )
         self._groups.append(self.pid)
         return self

@@ -9,9 +9,26 @@ Whether a task is due is decided by none of them but by Redis' own ``TIME``.
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta, timezone
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "from_ms", "to_ms"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MS = timedelta(milliseconds=1)
+
+
+def to_ms(instant: datetime) -> int:
+    """Milliseconds since the epoch, rounded up, so that nothing is ever early.
+
+    *instant* must be aware; ``TypeError`` otherwise.
+    """
+    return -((_EPOCH - instant) // _MS)
+
+
+def from_ms(ms: int) -> datetime:
+    """The aware UTC instant *ms* milliseconds after the epoch."""
+    return _EPOCH + ms * _MS
 
 #: Systems without CLOCK_BOOTTIME (macOS) fall back to the monotonic clock, which
 #: stops during suspend; a lease then lives longer, which is late but never unsafe.

@@ -12,11 +12,12 @@ files: change them only together, and raise :data:`CODEC`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = [
     "CODEC",
@@ -181,6 +182,12 @@ class Addition:
     story: str = "{}"
     version: int = 1
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The story, as the mapping that it is."""
+        facts: Mapping[str, Any] = json.loads(self.story)
+        return facts
+
 
 class StoredEntry(NamedTuple):
     """A live entry as the store tells it.
@@ -201,6 +208,20 @@ class StoredEntry(NamedTuple):
     def task(self) -> str:
         """The task's registered name."""
         return str(self.headers.get("task", ""))
+
+    @property
+    def chord(self) -> Mapping[str, Any] | None:
+        """The chord that the task is a part of, where its body is JSON; never unpickled."""
+        if self.envelope.get("content-type") != "application/json":
+            return None
+        if self.headers.get("compression"):
+            return None
+        try:
+            _args, _kwargs, embed = json.loads(base64.b64decode(str(self.envelope["body"])))
+        except (KeyError, TypeError, ValueError):
+            return None
+        chord: Mapping[str, Any] | None = embed.get("chord")
+        return chord
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""``apply_delayed`` and its relatives on tasks.
+
+The functions here become methods of Celery's ``Task`` (new names only; nothing of Celery
+is replaced).  They turn the caller's words about time into a :class:`~celery_delay.amqp.Call`
+and leave all the rest to ``apply_async``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, NamedTuple
+
+from celery.app.task import Task
+
+from celery_delay.amqp import OPTION, Call, Capturing, collecting
+from celery_delay.entries import Due
+from celery_delay.exceptions import NotInstalled
+from celery_delay.instants import due_of
+from celery_delay.result import DelayedResult, EagerDelayedResult
+from celery_delay.shapes import fast_addition
+
+__all__ = ["DelayedCall", "check_task_id", "due_for", "install_methods", "require"]
+
+#: Entries that one bulk call hands to the store at a time.
+CHUNK = 500
+
+
+class DelayedCall(NamedTuple):
+    """One call of :func:`apply_delayed_many`."""
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] | None = None
+    countdown: float | timedelta | None = None
+    eta: datetime | str | None = None
+    task_id: str | None = None
+
+
+def require(app: Any) -> Any:
+    """The app's ``CeleryDelay``.
+
+    Raises:
+        NotInstalled: there is none; Celery would ignore the delay and run the task at once.
+    """
+    if not isinstance(app.amqp, Capturing):
+        raise NotInstalled(
+            f"celery-delay is not installed on {app!r}: call CeleryDelay(app) where the app is"
+            " made (and see that this is the current app: app.set_current())"
+        )
+    return app.amqp._delayed
+
+
+def due_for(app: Any, countdown: Any, eta: Any, tz: Any) -> Due:
+    """When a call on *app* is due; see :func:`~celery_delay.instants.due_of` for errors."""
+    delayed = require(app)
+    return due_of(
+        countdown=countdown,
+        eta=eta,
+        tz=tz,
+        app_timezone=app.timezone,
+        naive_eta=delayed.settings.naive_eta,
+        now_ms=round(delayed.clock.wall() * 1000),
+    )
+
+
+def apply_delayed(
+    self: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    countdown: float | timedelta | None = None,
+    eta: datetime | str | None = None,
+    tz: str | tzinfo | None = None,
+    **options: Any,
+) -> DelayedResult | EagerDelayedResult:
+    """Run the task later: ``apply_async`` with a delay that survives.
+
+    The task waits in Redis, not in a worker, and is handed to its ordinary queue when it is
+    due; never before.
+
+    Arguments:
+        countdown: seconds from now, counted by Redis' clock: a number or a timedelta.
+        eta: an aware datetime, ISO 8601 text, or a naive datetime, which is read in *tz* or
+            as ``delay_naive_eta`` says.
+        tz: zone of a naive *eta*.
+        **options: everything that ``apply_async`` takes.
+
+    Returns:
+        DelayedResult: as ``AsyncResult``, plus ``.eta``, ``.delay_state`` and ``.cancel()``.
+
+    Raises:
+        NotInstalled: ``CeleryDelay(app)`` was not called.
+        TypeError, ValueError: about the argument they name.
+        AlreadyScheduled: *task_id* is that of a live entry.
+        StoreUnavailable: Redis could not be reached.
+        OutcomeUnknown: Redis did not answer in time; the only case in which the task may be
+            stored although the call raised.
+    """
+    app = self._get_app()
+    due = due_for(app, countdown, eta, tz)
+    check_task_id(options.get("task_id"))
+    if app.conf.task_always_eager:
+        return EagerDelayedResult.of(self.apply_async(args, kwargs, **options))
+    delayed = require(app)
+    fast = fast_addition(self, args, kwargs, due, options)
+    if fast is not None:
+        [added] = delayed.add([fast])
+        return DelayedResult(
+            added.entry_id.task_id, app=app, entry_id=added.entry_id, eta_ms=added.due_ms
+        )
+    call = Call(due)
+    result = self.apply_async(args, kwargs, **{OPTION: call}, **options)
+    if call.added is None:
+        raise NotInstalled(
+            f"{type(self).__name__}.apply_async did not pass its options on to Celery's own:"
+            " the delay was lost, and the task was sent at once"
+        )
+    return DelayedResult.of(result, call.added)
+
+
+def delay_for(
+    self: Any, seconds: float | timedelta, *args: Any, **kwargs: Any
+) -> DelayedResult | EagerDelayedResult:
+    """``delay`` with a delay: ``task.delay_for(60, x, y=1)``.
+
+    Raises:
+        As :func:`apply_delayed`.
+    """
+    return apply_delayed(self, args, kwargs, countdown=seconds)
+
+
+def delay_until(
+    self: Any, instant: datetime | str, *args: Any, **kwargs: Any
+) -> DelayedResult | EagerDelayedResult:
+    """``delay`` until an instant: ``task.delay_until(monday, x, y=1)``.
+
+    Raises:
+        As :func:`apply_delayed`.
+    """
+    return apply_delayed(self, args, kwargs, eta=instant)
+
+
+def apply_delayed_many(
+    self: Any,
+    calls: Iterable[DelayedCall | Sequence[Any]],
+    *,
+    countdown: float | timedelta | None = None,
+    eta: datetime | str | None = None,
+    tz: str | tzinfo | None = None,
+    chunk: int = CHUNK,
+    **options: Any,
+) -> list[DelayedResult | EagerDelayedResult]:
+    """Schedule many calls of the task with few round trips.
+
+    Arguments:
+        calls: :class:`DelayedCall` objects, or argument tuples.  A call without a time of
+            its own is due at *countdown* or *eta*.
+        chunk: how many are stored in one step.  All arguments are checked, and all messages
+            built, before the first step.
+        **options: as ``apply_async``; they count for every call.
+
+    Returns:
+        One result per call, in their order.
+
+    Raises:
+        As :func:`apply_delayed`.  Should a later chunk be refused, those stored by this call
+        are cancelled again before it raises.
+    """
+    app = self._get_app()
+    delayed = require(app)
+    general = (
+        due_for(app, countdown, eta, tz) if countdown is not None or eta is not None else None
+    )
+    if app.conf.task_always_eager:
+        return [
+            apply_delayed(
+                self,
+                one.args,
+                one.kwargs,
+                countdown=countdown if one.countdown is None and one.eta is None else one.countdown,
+                eta=eta if one.countdown is None and one.eta is None else one.eta,
+                tz=tz,
+                **options,
+            )
+            for one in map(_call, calls)
+        ]
+    additions = []
+    for one in map(_call, calls):
+        due = general
+        if one.countdown is not None or one.eta is not None or due is None:
+            due = due_for(app, one.countdown, one.eta, tz if one.eta is not None else None)
+        check_task_id(one.task_id)
+        own = options if one.task_id is None else {**options, "task_id": one.task_id}
+        addition = fast_addition(self, one.args, one.kwargs, due, own)
+        if addition is None:
+            with collecting(due) as collection:
+                self.apply_async(one.args, one.kwargs, **{OPTION: Call(due)}, **own)
+            [addition] = collection.additions
+        additions.append(addition)
+    return [
+        DelayedResult(one.entry_id.task_id, app=app, entry_id=one.entry_id, eta_ms=one.due_ms)
+        for one in delayed.add(additions, chunk=chunk)
+    ]
+
+
+def _call(given: DelayedCall | Sequence[Any]) -> DelayedCall:
+    return given if isinstance(given, DelayedCall) else DelayedCall(tuple(given))
+
+
+def check_task_id(task_id: Any) -> None:
+    """Refuse ids that the store, SQL or a log line could not hold.
+
+    Raises:
+        TypeError, ValueError: *task_id* is no text of 1 to 255 printable characters.
+    """
+    if task_id is None:
+        return
+    if not isinstance(task_id, str):
+        raise TypeError(f"task_id must be a text, not {task_id!r}")
+    if not task_id or len(task_id) > 255 or not task_id.isprintable():
+        raise ValueError(
+            f"task_id={task_id!r} must have 1 to 255 characters, and no control characters"
+        )
+
+
+def install_methods() -> None:
+    """Put the methods on Celery's Task, once for all apps of the process."""
+    for method in (apply_delayed, delay_for, delay_until, apply_delayed_many):
+        setattr(Task, method.__name__, method)

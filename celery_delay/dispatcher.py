@@ -1,0 +1,198 @@
+"""Due entries to their queues: one pass after the other, until nothing is due.
+
+A pass is one script call that takes a bounded batch.  The leader calls it when the head of
+the schedule is due or has changed.  A standby calls it only for entries that are overdue
+by more than ``delay_backstop`` while the leader makes no progress; so the death of a leader
+costs its tasks a fraction of a second.  Who calls is no matter of safety: the script is
+atomic and Redis' clock decides.  A crash at any point leaves an entry either in the store or
+on its queue, never in both and never in none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from celery_delay.clock import Clock
+from celery_delay.ports import DispatchStore, LeaseRecord, Moved, StaleEpoch
+from celery_delay.settings import Settings
+
+__all__ = ["ClockGuard", "Dispatcher"]
+
+logger = logging.getLogger(__name__)
+
+#: The longest wait when nothing is due, in seconds.
+LONGEST_WAIT = 1.0
+#: How often blocked entries get another try, in seconds.
+MERGE_EVERY = 1.0
+
+
+class Dispatcher:
+    """Dispatches one shard; called by one thread."""
+
+    def __init__(self, store: DispatchStore, settings: Settings, clock: Clock) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._guard = ClockGuard(clock)
+        self._epoch = 0
+        self._merge_at = 0.0
+        self._failure = ""
+
+    def run_once(self, term: Callable[[], int | None]) -> float:
+        """Move all that is due, as the leader.
+
+        Arguments:
+            term: tells the term in which this replica leads, now; asked before each batch.
+
+        Returns:
+            Seconds until the next entry is due, at most :data:`LONGEST_WAIT`.
+
+        Raises:
+            StoreUnavailable: the last batch may or may not have been moved.
+        """
+        while (number := term()) is not None:
+            try:
+                moved = self._store.move(hold_ms=self._guard.hold_ms)
+            except StaleEpoch:
+                self._begin_epoch(number)
+                continue
+            self._guard.saw(moved.now_ms)
+            self._tell(moved)
+            if self._clock.monotonic() >= self._merge_at:
+                self._merge_at = self._clock.monotonic() + MERGE_EVERY
+                self._store.merge_back(term=number)
+            if moved.handled < self._settings.batch_size:
+                return self._wait(moved)
+        return LONGEST_WAIT
+
+    def steal(self, seen: LeaseRecord) -> int:
+        """Move what the leader leaves lying, as a standby.
+
+        Arguments:
+            seen: the lease as it was just seen; most calls end by looking at it.
+
+        Returns:
+            How many entries were moved.
+
+        Raises:
+            StoreUnavailable: as in :meth:`run_once`.
+        """
+        backstop = round(self._settings.backstop * 1000)
+        if seen.head_due_ms is None or seen.now_ms - seen.head_due_ms <= backstop:
+            return 0
+        if seen.now_ms - seen.progress_ms <= backstop:
+            return 0
+        stolen = 0
+        while True:
+            try:
+                moved = self._store.move(steal_ms=backstop)
+            except StaleEpoch:
+                return stolen  # only a leader may name a new history
+            stolen += moved.moved
+            self._tell(moved)
+            if moved.handled < self._settings.batch_size:
+                break
+        if stolen:
+            logger.info(
+                "moved %d overdue entries in the leader's place",
+                stolen,
+                extra={"event": "entries_stolen", "count": stolen},
+            )
+        return stolen
+
+    def _begin_epoch(self, term: int) -> None:
+        begun = self._store.begin_epoch(term=term, known_epoch=self._epoch)
+        if begun is None:
+            return  # somebody else leads; term() will say so
+        self._epoch, before = begun
+        if before:
+            logger.warning(
+                "Redis was restarted or replaced: what it had acknowledged but not kept is missing",
+                extra={"event": "epoch_began", "epoch": self._epoch, "run_id_before": before},
+            )
+        else:
+            logger.info(
+                "Redis bears no mark: it is new, or was emptied",
+                extra={"event": "epoch_began", "epoch": self._epoch, "run_id_before": ""},
+            )
+
+    def _tell(self, moved: Moved) -> None:
+        if moved.moved:
+            logger.debug(
+                "moved %d entries, the latest %d ms after its eta",
+                moved.moved,
+                moved.max_lag_ms,
+                extra={"event": "entries_moved", "count": moved.moved, "lag_ms": moved.max_lag_ms},
+            )
+        if moved.quarantined:
+            logger.error(
+                "%d entries cannot be handed off and are quarantined: see `celery delay status`",
+                moved.quarantined,
+                extra={"event": "entries_quarantined", "count": moved.quarantined},
+            )
+        if moved.failure != self._failure:
+            self._failure = moved.failure
+            if moved.failure:
+                logger.error(
+                    "entries are held back: %s", moved.failure, extra={"event": "entries_blocked"}
+                )
+
+    @staticmethod
+    def _wait(moved: Moved) -> float:
+        if moved.next_due_ms is None:
+            return LONGEST_WAIT
+        return min(LONGEST_WAIT, max(0.0, (moved.next_due_ms - moved.now_ms) / 1000))
+
+
+class ClockGuard:
+    """Holds entries back that only a sudden jump of Redis' clock has made due.
+
+    A jump forward by more than :data:`STEP` that this machine's wall clock does not confirm is
+    believed only after :data:`PATIENCE`.  A jump backward makes tasks late, never early.
+    """
+
+    #: Seconds of jump that are noticed.
+    STEP = 2.0
+    #: Seconds by which a clock that confirms may differ.
+    AGREEMENT = 1.0
+    #: Seconds for which entries are held back.
+    PATIENCE = 60.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset: float | None = None
+        self._jump = 0.0
+        self._until = 0.0
+
+    @property
+    def hold_ms(self) -> int:
+        """For how long an entry must have been due to be moved now."""
+        return round(self._jump * 1000) if self._clock.boot() < self._until else 0
+
+    def saw(self, store_ms: int) -> None:
+        """Compare the store's clock with this machine's."""
+        boot, store = self._clock.boot(), store_ms / 1000
+        offset = store - boot
+        jump = 0.0 if self._offset is None else offset - self._offset
+        self._offset = offset
+        if abs(jump) <= self.STEP:
+            return
+        if jump < 0:
+            logger.error(
+                "Redis' clock went back by %.1f s: tasks are late until it has caught up",
+                -jump,
+                extra={"event": "clock_stepped", "seconds": jump},
+            )
+            self._until = 0.0
+        elif abs(store - self._clock.wall()) <= self.AGREEMENT:
+            self._until = 0.0
+        else:
+            self._jump, self._until = jump, boot + self.PATIENCE
+            logger.error(
+                "Redis' clock jumped by %.1f s and this machine's did not: what that made due is"
+                " held back for %.0f s",
+                jump,
+                self.PATIENCE,
+                extra={"event": "clock_stepped", "seconds": jump},
+            )

@@ -1,0 +1,183 @@
+"""From the message that Celery built to the entry that is stored.
+
+kombu hands over its final Redis commands (its publish-batch hook); nothing about the
+envelope's layout is written down here but the names of those fields that differ from task
+to task.  They become the entry's values, the rest becomes its template.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, MutableMapping
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from celery_delay.clock import to_ms
+from celery_delay.entries import SLOT, Addition, Due, EntryId, Template
+from celery_delay.exceptions import UnsupportedBroker
+
+__all__ = ["HEADER", "Shape", "addition_of", "shape_of"]
+
+#: Name of our message header: a mapping of task_id, run and eta_ms.
+HEADER = "celery_delay"
+
+#: Stands for a slot until the JSON text is made; no user data can contain it.
+_MARK = uuid4().hex
+
+#: What differs from message to message, as paths into the envelope.
+_VARIABLE = (
+    ("body",),
+    ("headers", "argsrepr"),
+    ("headers", "kwargsrepr"),
+    ("headers", "root_id"),
+    ("headers", "parent_id"),
+    ("headers", "group"),
+    ("headers", "group_index"),
+    ("headers", "expires"),
+    ("headers", "eta"),
+    ("headers", "origin"),
+    ("properties", "correlation_id"),
+    ("properties", "reply_to"),
+    ("properties", "expiration"),
+)
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Shape(NamedTuple):
+    """A template's text, and which of the envelope's fields its values are, in order."""
+
+    template: str
+    paths: tuple[tuple[str, ...], ...]
+    plain_id: bool
+
+
+class Commands:
+    """Stands in for kombu's publish batch and keeps what would be sent to Redis."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Any, ...]] = []
+
+    def add(self, name: str, *args: Any) -> None:
+        """One Redis command; kombu calls this."""
+        self.taken.append((name, *args))
+
+
+def addition_of(
+    commands: Commands, *, database: int, prefix: str, due: Due, run: int, chord: Any
+) -> tuple[Addition, Shape]:
+    """The entry for the one message in *commands*.
+
+    Arguments:
+        database: the DB in which the broker's queues live.
+        prefix: the broker's ``global_keyprefix``, which kombu adds later than here.
+        run: the entry's run; 0 lets the store draw it.
+        chord: the chord that the task is a part of, JSON-able, or ``None``.
+
+    Raises:
+        UnsupportedBroker: the message does not go to exactly one queue.
+    """
+    pushes = [one for one in commands.taken if one[0] == "lpush"]
+    expiries = [one for one in commands.taken if one[0] == "pexpire"]
+    if len(pushes) != 1 or len(pushes) + len(expiries) != len(commands.taken):
+        raise UnsupportedBroker(
+            "the message does not go to exactly one Redis queue (a topic or fanout exchange, or"
+            " an exchange that nothing is bound to): route the task to a queue"
+        )
+    _, queue, text = pushes[0]
+    envelope = json.loads(text)
+    shape = shape_of(
+        envelope,
+        database=database,
+        queue=prefix + queue,
+        expires_ms=expiries[0][2] if expiries else 0,
+        expiring=tuple(prefix + one[1] for one in expiries),
+    )
+    headers = envelope["headers"]
+    expires = headers.get("expires")
+    return (
+        Addition(
+            EntryId(headers["id"], run),
+            due,
+            shape.template,
+            tuple(json.dumps(_at(envelope, path)) for path in shape.paths),
+            to_ms(datetime.fromisoformat(expires)) if expires else 0,
+            story_of(headers, queue, chord),
+        ),
+        shape,
+    )
+
+
+def story_of(headers: Mapping[str, Any], queue: str, chord: Any) -> str:
+    """What the audit keeps of a message, as JSON without empty parts."""
+    story = {
+        "name": headers["task"],
+        "queue": queue,
+        "args": headers.get("argsrepr"),
+        "kwargs": headers.get("kwargsrepr"),
+        "root_id": headers.get("root_id"),
+        "parent_id": headers.get("parent_id"),
+        "group": headers.get("group"),
+        "group_index": headers.get("group_index"),
+        "chord": chord,
+        "ignore_result": headers.get("ignore_result"),
+        "retries": headers.get("retries"),
+        "periodic": headers.get("periodic_task_name"),
+    }
+    return json.dumps({name: value for name, value in story.items() if value not in (None, False)})
+
+
+def shape_of(
+    envelope: MutableMapping[str, Any],
+    *,
+    database: int,
+    queue: str,
+    expires_ms: int,
+    expiring: tuple[str, ...],
+) -> Shape:
+    """Split *envelope* into its template and the paths of its values."""
+    task_id = envelope["headers"]["id"]
+    # an id that JSON has to escape cannot be filled in by Lua, which knows it unescaped
+    plain_id = json.dumps(task_id)[1:-1] == task_id
+    copy = json.loads(json.dumps(envelope))
+    slots: set[str] = set()
+
+    def put(path: tuple[str, ...], slot: str) -> None:
+        holder = copy
+        for step in path[:-1]:
+            holder = holder[step]
+        holder[path[-1]] = f"{_MARK}{slot}"
+        slots.add(slot)
+
+    paths: list[tuple[str, ...]] = []
+    for path in (("headers", "id"), *_VARIABLE):
+        value = _at(envelope, path)
+        if value is None:
+            continue
+        if plain_id and value == task_id:
+            put(path, "i")
+        else:
+            put(path, _LETTERS[len(paths)])
+            paths.append(path)
+    if plain_id:
+        # one push of an entry is one delivery: run and epoch make the tag new each time
+        put(("properties", "delivery_tag"), "tag")
+    else:
+        put(("properties", "delivery_tag"), _LETTERS[len(paths)])
+        paths.append(("properties", "delivery_tag"))
+    own = copy["headers"][HEADER] = {"task_id": None, "run": f"{_MARK}r", "eta_ms": f"{_MARK}d"}
+    own["task_id"] = copy["headers"]["id"]
+    text = json.dumps(copy)
+    filled = {"i": f'"{SLOT}i"', "tag": f'"{SLOT}i.{SLOT}r.{SLOT}n"'}
+    for slot in {*slots, "r", "d"}:
+        text = text.replace(f'"{_MARK}{slot}"', filled.get(slot, SLOT + slot))
+    template = Template(database, queue, expires_ms, expiring, text)
+    return Shape(template.encode(), tuple(paths), plain_id)
+
+
+def _at(envelope: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = envelope
+    for step in path:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value
+

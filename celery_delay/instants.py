@@ -1,0 +1,109 @@
+"""From what a caller says about time to the instant that is stored."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta, timezone, tzinfo
+from numbers import Real
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from celery_delay.clock import to_ms
+from celery_delay.entries import Due
+
+__all__ = ["due_of"]
+
+#: 9999-12-31T23:59:59Z; what datetime and the result's eta can still say.
+_LAST_MS = 253_402_300_799_000
+
+
+def due_of(
+    *,
+    countdown: Any,
+    eta: Any,
+    tz: Any,
+    app_timezone: tzinfo,
+    naive_eta: str,
+    now_ms: int,
+) -> Due:
+    """When a call is due.
+
+    Arguments:
+        countdown: seconds as a number, or a timedelta.  Counted by Redis' clock.  Zero or
+            less: at once.
+        eta: a datetime or ISO 8601 text.  In the past: at once.
+        tz: zone of a naive *eta*, by name or as a tzinfo; ``None``: as *naive_eta* says.
+        naive_eta: the setting ``delay_naive_eta``.
+        now_ms: about now; only for the bound at the year 9999.
+
+    Raises:
+        TypeError: neither or an argument of a wrong type; the text names it.
+        ValueError: both, or a value that is no instant; the text names it.
+    """
+    if countdown is not None and eta is not None:
+        raise ValueError("countdown and eta were both given: give one of them")
+    if eta is not None:
+        due = Due(to_ms(_aware(_datetime(eta), tz, app_timezone, naive_eta)), False)
+        last = _LAST_MS
+        name, value = "eta", eta
+    elif countdown is not None:
+        if tz is not None:
+            raise ValueError("tz says how a naive eta is read; it has no meaning with countdown")
+        due = Due(max(0, _milliseconds(countdown)), True)
+        last = _LAST_MS - now_ms
+        name, value = "countdown", countdown
+    else:
+        raise TypeError("say when: countdown=seconds or eta=datetime")
+    if due.ms > last:
+        raise ValueError(f"{name}={value!r} is beyond the year 9999")
+    return due
+
+
+def _milliseconds(countdown: Any) -> int:
+    if isinstance(countdown, timedelta):
+        return -(-countdown // timedelta(milliseconds=1))
+    if isinstance(countdown, bool) or not isinstance(countdown, Real):
+        raise TypeError(
+            f"countdown must be a number of seconds or a timedelta, not {countdown!r}"
+        )
+    seconds = float(countdown)
+    if not math.isfinite(seconds):
+        raise ValueError(f"countdown must be finite, not {countdown!r}")
+    return math.ceil(seconds * 1000)
+
+
+def _datetime(eta: Any) -> datetime:
+    if isinstance(eta, datetime):
+        return eta
+    if isinstance(eta, str):
+        # fromisoformat() knows "Z" only since Python 3.11
+        text = eta[:-1] + "+00:00" if eta.endswith(("Z", "z")) else eta
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(f"eta={eta!r} is no ISO 8601 date and time") from None
+    raise TypeError(f"eta must be a datetime or ISO 8601 text, not {eta!r}")
+
+
+def _aware(eta: datetime, tz: Any, app_timezone: tzinfo, naive_eta: str) -> datetime:
+    if eta.tzinfo is not None and eta.utcoffset() is not None:
+        return eta
+    if tz is not None:
+        return eta.replace(tzinfo=_zone(tz))
+    if naive_eta == "reject":
+        raise ValueError(
+            f"eta={eta.isoformat()} has no time zone, and delay_naive_eta is 'reject':"
+            " give an aware datetime, or tz="
+        )
+    return eta.replace(tzinfo=timezone.utc if naive_eta == "utc" else app_timezone)
+
+
+def _zone(tz: Any) -> tzinfo:
+    if isinstance(tz, tzinfo):
+        return tz
+    if isinstance(tz, str):
+        try:
+            return ZoneInfo(tz)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"tz={tz!r} is no known time zone") from None
+    raise TypeError(f"tz must be the name of a time zone or a tzinfo, not {tz!r}")

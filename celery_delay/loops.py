@@ -1,0 +1,151 @@
+"""Threads that run a service's ``run_once`` again and again.
+
+A failure is a state, not an end: it is logged once when it begins and once when it is over,
+and in between the step is tried with growing, jittered pauses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import threading
+from collections.abc import Callable
+
+from celery_delay.clock import Clock
+from celery_delay.exceptions import DelayError
+
+__all__ = ["Bell", "Loop"]
+
+logger = logging.getLogger(__name__)
+
+#: Pause after the first failure, and the longest one, in seconds.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+
+
+class Bell:
+    """A self-pipe: wakes a thread that waits in ``poll``.
+
+    Ringing takes no lock, so a signal handler may do it on top of anything.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable."""
+        return self._read
+
+    def ring(self) -> None:
+        """Wake the waiter, or the next one to wait."""
+        try:
+            os.write(self._write, b"!")
+        except BlockingIOError:
+            pass  # it is ringing already
+
+    def hush(self) -> None:
+        """Take note of all rings so far."""
+        try:
+            while os.read(self._read, 64):
+                pass
+        except BlockingIOError:
+            pass
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a ring, at most *seconds*."""
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        poll.poll(max(0.0, seconds) * 1000)
+        self.hush()
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Loop(threading.Thread):
+    """Runs *step*, waits as long as it says, and so on until it is told to stop.
+
+    Arguments:
+        step: one pass; returns seconds until the next.
+        wait: how to wait; the default waits for the bell or the time.
+        last: called once, in the thread, when it ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], float],
+        clock: Clock,
+        *,
+        wait: Callable[[float], None] | None = None,
+        last: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.bell = Bell()
+        self._step = step
+        self._clock = clock
+        self._wait = wait or self.bell.wait
+        self._last = last
+        self._stopping = False
+        self._failures = 0
+        #: How often the step has raised something that it should not.
+        self.crashes = 0
+
+    def stop(self) -> None:
+        """Let the thread end after the present pass.  Takes no lock."""
+        self._stopping = True
+        self.bell.ring()
+
+    def run(self) -> None:
+        """The thread; ends only when it is stopped."""
+        while not self._stopping:
+            pause = self._pass(self._step)
+            if not self._stopping and pause > 0:
+                # a pause after a failure must not depend on the very thing that failed
+                (self.bell.wait if self._failures else self._careful_wait)(pause)
+        if self._last is not None:
+            self._pass(lambda: self._last() or 0.0)  # type: ignore[misc,func-returns-value]
+
+    def _careful_wait(self, seconds: float) -> None:
+        try:
+            self._wait(seconds)
+        except DelayError as exc:
+            self._failed(exc)
+            self.bell.wait(self._pause())
+
+    def _pass(self, step: Callable[[], float]) -> float:
+        try:
+            wait = step()
+        except DelayError as exc:
+            self._failed(exc)
+            return self._pause()
+        except Exception:
+            self.crashes += 1
+            logger.exception(
+                "%s failed unexpectedly; it goes on", self.name, extra={"event": "loop_crashed"}
+            )
+            self._failures += 1
+            return self._pause()
+        if self._failures:
+            self._failures = 0
+            logger.info("%s works again", self.name, extra={"event": "loop_recovered"})
+        return wait
+
+    def _failed(self, exc: DelayError) -> None:
+        if not self._failures:
+            logger.warning(
+                "%s cannot work, and keeps trying: %s",
+                self.name,
+                exc,
+                extra={"event": "loop_failing"},
+            )
+        self._failures += 1
+
+    def _pause(self) -> float:
+        longest = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** min(self._failures - 1, 10))
+        return longest * random.uniform(0.5, 1.0)

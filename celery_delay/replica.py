@@ -1,0 +1,169 @@
+"""One beat process' part in the whole: its threads, shard by shard.
+
+Each shard has an elector thread with a connection of its own, a dispatcher thread, and an
+auditor thread, the only one that touches SQL.  They share nothing but the elector's answer
+to "in which term do we lead?" and bells.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+
+from celery_delay.app import CeleryDelay
+from celery_delay.auditor import Auditor
+from celery_delay.dispatcher import LONGEST_WAIT, Dispatcher
+from celery_delay.elector import Elector
+from celery_delay.loops import Loop
+from celery_delay.store.keys import ShardKeys
+from celery_delay.store.lease import RedisLease
+from celery_delay.store.redis import RedisStore
+
+__all__ = ["Replica"]
+
+logger = logging.getLogger(__name__)
+
+
+class Replica:
+    """The threads of one beat process.  Made and started after the process has forked."""
+
+    def __init__(self, delayed: CeleryDelay) -> None:
+        self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.shards = [_Shard(delayed, keys, self.holder) for keys in delayed.shard_keys]
+
+    def term(self, shard: int = 0) -> int | None:
+        """The term in which this replica leads the shard now."""
+        return self.shards[shard].elector.term()
+
+    def start(self) -> None:
+        """Start all threads."""
+        for shard in self.shards:
+            shard.start()
+
+    def stop(self) -> None:
+        """Tell all threads to end.  Takes no lock: a signal handler may call it."""
+        for shard in self.shards:
+            shard.stop()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads, *seconds* at most in all."""
+        for shard in self.shards:
+            seconds = shard.join(seconds)
+
+
+class _Shard:
+    def __init__(self, delayed: CeleryDelay, keys: ShardKeys, holder: str) -> None:
+        settings, self._clock = delayed.settings, delayed.clock
+        links = delayed.links()
+        self._lease = RedisLease(
+            links.with_timeout(settings.election_timeout).link(), keys, holder
+        )
+        self.elector = Elector(self._lease, holder, settings, self._clock)
+        self._store = RedisStore(links, keys, settings, self._clock)
+        self._dispatcher = Dispatcher(self._store, settings, self._clock)
+        self._wake = links.waiter(keys.wake)
+        self._handover = links.waiter(keys.handover)
+        self._led: int | None = None
+        number = keys.shard
+        self._dispatching = Loop(
+            f"dispatcher-{number}", self._dispatch, self._clock,
+            wait=self._wait_for_due, last=self._wake.close,
+        )
+        self._electing = Loop(
+            f"elector-{number}", self._elect, self._clock,
+            wait=self._wait_for_handover, last=self._resign,
+        )
+        self._loops = [self._dispatching, self._electing]
+        self._draining: Loop | None = None
+        if settings.audited:
+            self._auditor = Auditor(
+                number, RedisStore(delayed.links(), keys, settings, self._clock),
+                delayed.audit_log, delayed.results, settings, self._clock,
+            )
+            self._draining = Loop(
+                f"auditor-{number}", self._drain, self._clock, last=self._drain_once_more
+            )
+            self._loops.append(self._draining)
+            self._drain_interval = settings.drain_interval
+
+    def start(self) -> None:
+        for loop in self._loops:
+            loop.start()
+
+    def stop(self) -> None:
+        # the elector ends last: it gives the lease back when the running batch is done
+        self._dispatching.stop()
+        self._electing.stop()
+
+    def join(self, seconds: float) -> float:
+        for loop in self._loops:
+            started = self._clock.monotonic()
+            if loop.is_alive():
+                loop.join(max(0.0, seconds))
+            seconds -= self._clock.monotonic() - started
+        return seconds
+
+    # -- elector thread -----------------------------------------------------------------
+
+    def _elect(self) -> float:
+        wait = self.elector.run_once()
+        term, seen = self.elector.term(), self.elector.seen
+        if term != self._led:
+            self._led = term
+            self._handover.close()
+            self._dispatching.bell.ring()
+        elif term is None and seen is not None and seen.head_due_ms is not None:
+            if seen.now_ms > seen.head_due_ms:
+                self._dispatching.bell.ring()  # it decides whether that is to be stolen
+        return wait
+
+    def _wait_for_handover(self, seconds: float) -> None:
+        if self.elector.term() is not None:
+            self._electing.bell.wait(seconds)
+        else:
+            self._handover.wait(seconds, self._electing.bell.fileno())
+            self._electing.bell.hush()
+
+    def _resign(self) -> None:
+        self._dispatching.join(0.3)
+        try:
+            self.elector.resign()
+        finally:
+            self._handover.close()
+            self._lease.close()
+            if self._draining is not None:
+                self._draining.stop()
+
+    # -- dispatcher thread --------------------------------------------------------------
+
+    def _dispatch(self) -> float:
+        if self.elector.term() is not None:
+            return self._dispatcher.run_once(self.elector.term)
+        seen = self.elector.seen
+        if seen is not None:
+            self._dispatcher.steal(seen)
+        return LONGEST_WAIT
+
+    def _wait_for_due(self, seconds: float) -> None:
+        if self.elector.term() is None:
+            # only the leader may take the wake token
+            self._wake.close()
+            self._dispatching.bell.wait(seconds)
+        else:
+            self._wake.wait(seconds, self._dispatching.bell.fileno())
+            self._dispatching.bell.hush()
+
+    # -- auditor thread -----------------------------------------------------------------
+
+    def _drain(self) -> float:
+        term = self.elector.term()
+        if term is None:
+            return self._drain_interval
+        return 0.0 if self._auditor.run_once(term) else self._drain_interval
+
+    def _drain_once_more(self) -> None:
+        # without the lease: the cursor's compare-and-set makes two drainers safe
+        if self._led is not None:
+            self._auditor.run_once(self._led)

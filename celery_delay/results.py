@@ -1,0 +1,113 @@
+"""Results of tasks that no worker will ever see, so that ``get()`` raises instead of hanging."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from celery import states as celery_states
+from celery.app.task import Context
+from celery.backends.base import DisabledBackend
+from celery.canvas import Signature
+
+from celery_delay.ports import Ending
+from celery_delay.states import State
+
+__all__ = ["ResultBackend"]
+
+logger = logging.getLogger(__name__)
+
+_SEEN: Mapping[str, State] = {
+    celery_states.RECEIVED: State.DISPATCHED,
+    celery_states.STARTED: State.STARTED,
+    celery_states.SUCCESS: State.SUCCEEDED,
+    celery_states.FAILURE: State.FAILED,
+    celery_states.RETRY: State.RETRIED,
+    celery_states.REVOKED: State.REVOKED,
+    celery_states.REJECTED: State.REJECTED,
+}
+
+
+class ResultBackend:
+    """The app's result backend, as far as we need it.  Nothing here raises."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def seen(self, task_id: str) -> State | None:
+        """What the backend knows of a task; ``None`` when it knows nothing or cannot be asked."""
+        if self._disabled:
+            return None
+        try:
+            return _SEEN.get(self._app.backend.get_state(task_id))
+        except Exception:
+            logger.debug("no state of %s from the result backend", task_id, exc_info=True)
+            return None
+
+    def end(self, ending: Ending) -> None:
+        """Write REVOKED for a cancelled or expired task, FAILURE for a lost one.
+
+        A final result that is there already is left alone.  For a part of a chord the chord
+        is told too, so that its body fails instead of waiting for ever.
+        """
+        if self._disabled or (ending.ignore_result and not ending.chord):
+            return
+        task_id = ending.entry_id.task_id
+        try:
+            backend = self._app.backend
+            if backend.get_state(task_id) in celery_states.READY_STATES:
+                return
+            request = Context(
+                id=task_id,
+                task=ending.task,
+                group=ending.group,
+                group_index=ending.group_index,
+                chord=self._chord(ending),
+                ignore_result=ending.ignore_result,
+                errbacks=None,
+                children=[],
+            )
+            if ending.state is State.LOST:
+                backend.mark_as_failure(
+                    task_id, LookupError(ending.reason), request=request, call_errbacks=False
+                )
+            else:
+                backend.mark_as_revoked(
+                    task_id, ending.reason, request=request, store_result=not ending.ignore_result
+                )
+        except Exception:
+            logger.warning(
+                "the result of %s could not be written: get() will wait",
+                task_id,
+                exc_info=True,
+                extra={"event": "result_not_written", "task_id": task_id},
+            )
+
+    def keep_chord(self, group_id: str, delay_ms: int) -> None:
+        """Lengthen the life of a chord's counter by the time that its header waits.
+
+        Celery's Redis backend lets it expire ``result_expires`` after the *call*; a header
+        delayed for longer would never fire its body.
+        """
+        backend, expires = self._app.backend, self._app.conf.result_expires
+        key_for = getattr(backend, "get_key_for_group", None)
+        if not expires or key_for is None or not hasattr(backend, "client") or delay_ms <= 0:
+            return
+        seconds = getattr(expires, "total_seconds", lambda: float(expires))()
+        try:
+            backend.client.expire(key_for(group_id, ".s"), int(seconds + delay_ms / 1000) + 1)
+        except Exception:
+            logger.warning(
+                "the counter of chord %s may expire before its header is due",
+                group_id,
+                exc_info=True,
+                extra={"event": "chord_not_kept", "group_id": group_id},
+            )
+
+    def _chord(self, ending: Ending) -> Any:
+        return Signature.from_dict(dict(ending.chord), app=self._app) if ending.chord else None
+
+    @property
+    def _disabled(self) -> bool:
+        return isinstance(self._app.backend, DisabledBackend)

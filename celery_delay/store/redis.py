@@ -143,6 +143,9 @@ class RedisStore:
                     Added(one.entry_id, code, int(due))
                     for one, code, due in zip(drawn, codes, answer[3:], strict=True)
                 ]
+            if status == "CONFLICT" and unknown:
+                # an earlier attempt may still arrive, once the other entry has left
+                raise OutcomeUnknown(drawn[0].entry_id, unknown)
             if status == "CONFLICT":
                 raise AlreadyScheduled(answer[2].decode())
             if status == "FULL":

@@ -53,7 +53,9 @@ for i, entry in ipairs(entries_given) do
   local found, refused_run = cancelled(entry.id)
   if live[i] then
     local _, _, run, version, _, _, payload = read_head(live[i])
-    if tonumber(run) ~= entry.run then
+    -- two calls with one task id may fall into the same millisecond: a repeat is the same text
+    if tonumber(run) ~= entry.run
+      or (tonumber(version) == entry.version and live[i] ~= entry.record) then
       return { 'CONFLICT', text(now), entry.id }
     end
     if tonumber(version) >= entry.version then
@@ -130,10 +132,15 @@ for i, entry in ipairs(entries_given) do
     scheduled[#scheduled + 1] = line
     earliest = math.min(earliest, entry.due)
   elseif entry.code == 'C' then
-    refused[#refused + 1] = line
-    -- from now on a repeated cancel can say that it did cancel
-    local _, refused_run = cancelled(entry.id)
-    bury('c/' .. entry.id, 'F ' .. text(refused_run))
+    local told = 'r/' .. entry.id .. '/' .. text(entry.run)
+    if not buried(told) then
+      refused[#refused + 1] = line
+      -- a repeat of this add must not be journalled again, and a repeat of the cancel can
+      -- say from now on that it did cancel
+      local _, refused_run = cancelled(entry.id)
+      bury(told, '')
+      bury('c/' .. entry.id, 'F ' .. text(refused_run))
+    end
   end
 end
 if #scores > 0 then

@@ -5,6 +5,7 @@
 --   g/<task id>/<run>   gone: handed off while its add could still be repeated; = version
 --   c/<task id>         cancelled: = "F" (an entry was found) or "N" (none was), " ",
 --                       and the highest run that is refused
+--   r/<task id>/<run>   refused: this run came after its cancellation; journalled once
 
 local standing -- the hashes whose marks still count; asked for once per call
 

@@ -25,12 +25,21 @@ from kombu.utils.objects import cached_property
 
 from celery_delay.clock import Clock, to_ms
 from celery_delay.entries import Addition, Due
-from celery_delay.envelope import HEADER, Commands, addition_of
+from celery_delay.envelope import HEADER, Commands, Shape, addition_of
 from celery_delay.exceptions import DelayError, OutcomeUnknown, UnsupportedBroker
 from celery_delay.ports import Added
 from celery_delay.settings import Settings
 
-__all__ = ["AMQP", "OPTION", "Call", "Capturing", "Collection", "collecting", "next_run"]
+__all__ = [
+    "AMQP",
+    "OPTION",
+    "Call",
+    "Capturing",
+    "Collection",
+    "collected",
+    "collecting",
+    "next_run",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +53,14 @@ class Call:
     Attributes:
         due: when the task is due.
         addition: the entry that was made of the call.
+        shape: how its message was split.
         added: the store's answer; ``None`` while the entry waits in a collection.
     """
 
     def __init__(self, due: Due) -> None:
         self.due = due
         self.addition: Addition | None = None
+        self.shape: Shape | None = None
         self.added: Added | None = None
 
 
@@ -82,6 +93,11 @@ def collecting(due: Due) -> Iterator[Collection]:
         yield collection
     finally:
         _collection.reset(token)
+
+
+def collected() -> bool:
+    """Whether the messages sent in this context are being collected."""
+    return _collection.get() is not None
 
 
 class Delayer(Protocol):
@@ -122,7 +138,8 @@ class Capturing:
         message = super().as_task_v2(  # type: ignore[misc]
             task_id, name, args, kwargs, countdown, eta, *rest, **options
         )
-        return _Message(*message, countdown, eta)
+        headers, properties, body, sent_event = message
+        return _Message(headers, properties, body, sent_event, countdown, eta)
 
     @cached_property
     def send_task_message(self) -> Callable[..., Any]:
@@ -193,8 +210,8 @@ class Capturing:
         run: int,
         collection: Collection | None,
     ) -> Any:
-        def keep(addition: Addition) -> None:
-            call.addition = addition
+        def keep(addition: Addition, shape: Shape) -> None:
+            call.addition, call.shape = addition, shape
             if collection is None:
                 [call.added] = self._delayed.add([addition])
             else:
@@ -215,7 +232,7 @@ class Capturing:
         """Delay a retry.  An exception here would make Celery drop it, so the way back is
         Celery's own delay, unless the store may have it already."""
 
-        def keep(addition: Addition) -> None:
+        def keep(addition: Addition, _shape: Shape) -> None:
             self._delayed.add([addition])
 
         def fall_back(exc: Exception) -> bool:
@@ -240,7 +257,7 @@ class Capturing:
         options: dict[str, Any],
         due: Due,
         run: int,
-        keep: Callable[[Addition], None],
+        keep: Callable[[Addition, Shape], None],
         fall_back: Callable[[Exception], bool] | None,
     ) -> Any:
         """Run Celery's sender, with the message going to *keep* instead of the broker."""
@@ -248,7 +265,9 @@ class Capturing:
             raise UnsupportedBroker(f"{producer!r} is not a producer of kombu 5.7 or later")
         chord = _chord_of(message)
 
-        def entry(channel: Any, outgoing: dict[str, Any], publish: Mapping[str, Any]) -> Addition:
+        def entry(
+            channel: Any, outgoing: dict[str, Any], publish: Mapping[str, Any]
+        ) -> tuple[Addition, Shape]:
             if not hasattr(channel, "create_publish_batch"):
                 raise UnsupportedBroker(
                     "delayed tasks need a Redis broker in this version of celery-delay;"
@@ -263,7 +282,7 @@ class Capturing:
             commands = Commands()
             copy = {**outgoing, "properties": _deep(outgoing["properties"])}
             channel.basic_publish(copy, _publish_batch=commands, **publish)
-            addition, _ = addition_of(
+            addition, shape = addition_of(
                 commands,
                 database=self._delayed.broker_database(),
                 prefix=channel.global_keyprefix,
@@ -272,7 +291,7 @@ class Capturing:
                 chord=chord,
             )
             _warn_if_dead_on_arrival(addition, self._delayed.clock)
-            return addition
+            return addition, shape
 
         class Capture:
             """Stands in for kombu's batch state for the time of the call."""
@@ -282,7 +301,7 @@ class Capturing:
                     return channel.basic_publish(outgoing, **publish)
                 where = {one: publish[one] for one in ("exchange", "routing_key")}
                 try:
-                    return keep(entry(channel, outgoing, where))
+                    return keep(*entry(channel, outgoing, where))
                 except (DelayError, ValueError) as exc:
                     if fall_back is None or not fall_back(exc):
                         raise
@@ -303,7 +322,7 @@ class Capturing:
                 local.current = before
 
 
-class AMQP(Capturing, celery_amqp.AMQP):  # type: ignore[misc]
+class AMQP(Capturing, celery_amqp.AMQP):
     """Celery's AMQP with the store behind it; ``CeleryDelay(app)`` sets it by name."""
 
 

@@ -34,6 +34,9 @@ __all__ = ["CeleryDelay", "install"]
 
 logger = logging.getLogger(__name__)
 
+#: ``list`` is a method's name below.
+_Entries = list[StoredEntry]
+
 #: eta of the earliest and the latest entry there can be, in ms.
 _ALL_TIMES = {"after_ms": 0, "before_ms": 253_402_300_800_000}
 
@@ -152,7 +155,7 @@ class CeleryDelay:
 
     # -- many tasks ---------------------------------------------------------------------
 
-    def list(self, *, limit: int = 100, **between: int) -> list[StoredEntry]:
+    def list(self, *, limit: int = 100, **between: int) -> _Entries:
         """Live entries, the earliest eta first.
 
         Arguments:
@@ -187,18 +190,18 @@ class CeleryDelay:
         return Settings.from_mapping(_given(self.app.conf))
 
     @cached_property
-    def shards(self) -> list[RedisStore]:
+    def shards(self) -> tuple[RedisStore, ...]:
         """The store, shard by shard."""
         links = self.links()
-        return [
+        return tuple(
             RedisStore(links, keys, self.settings, self.clock) for keys in self.shard_keys
-        ]
+        )
 
     @cached_property
-    def shard_keys(self) -> list[ShardKeys]:
+    def shard_keys(self) -> tuple[ShardKeys, ...]:
         """The Redis keys, shard by shard."""
         prefix = self._broker.prefix + self.settings.key_prefix
-        return [ShardKeys(prefix, number) for number in range(self.settings.shards)]
+        return tuple(ShardKeys(prefix, number) for number in range(self.settings.shards))
 
     @cached_property
     def results(self) -> ResultBackend:

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from celery import beat as celery_beat
@@ -49,7 +49,7 @@ class _EntryPlan:
         return occurrences.latest(self.schedule, first_ms, now_ms)
 
 
-class Scheduler(celery_beat.Scheduler):  # type: ignore[misc]
+class Scheduler(celery_beat.Scheduler):
     """A drop-in for Celery's schedulers that several processes may run at once.
 
     ``beat_schedule``, ``add_periodic_task`` and Celery's own default entries fire once per
@@ -69,7 +69,8 @@ class Scheduler(celery_beat.Scheduler):  # type: ignore[misc]
     @property
     def info(self) -> str:
         """One line for beat's banner; works with Redis down."""
-        return f"       . store -> redis\n       . maxinterval -> {humanize_seconds(self.max_interval)}"
+        interval = humanize_seconds(self.max_interval)
+        return f"       . store -> redis\n       . maxinterval -> {interval}"
 
     def setup_schedule(self) -> None:
         """Read the schedule; refuse a wrong configuration before anything starts.
@@ -177,8 +178,7 @@ class Scheduler(celery_beat.Scheduler):  # type: ignore[misc]
         if not collection.additions:
             return None
         [addition] = collection.additions
-        return replace(
-            addition,
+        return addition._replace(
             entry_id=addition.entry_id._replace(run=nominal_ms),
             story=json.dumps({**addition.facts, "periodic": name}),
         )

@@ -17,8 +17,9 @@ from celery_delay.amqp import OPTION, Call, Capturing, collecting
 from celery_delay.entries import Due
 from celery_delay.exceptions import NotInstalled
 from celery_delay.instants import due_of
+from celery_delay.ports import Added
 from celery_delay.result import DelayedResult, EagerDelayedResult
-from celery_delay.shapes import fast_addition
+from celery_delay.shapes import learn, recipe_for
 
 __all__ = ["DelayedCall", "check_task_id", "due_for", "install_methods", "require"]
 
@@ -102,14 +103,12 @@ def apply_delayed(
     if app.conf.task_always_eager:
         return EagerDelayedResult.of(self.apply_async(args, kwargs, **options))
     delayed = require(app)
-    fast = fast_addition(self, args, kwargs, due, options)
-    if fast is not None:
-        [added] = delayed.add([fast])
-        return DelayedResult(
-            added.entry_id.task_id, app=app, entry_id=added.entry_id, eta_ms=added.due_ms
-        )
+    if (recipe := recipe_for(self, options)) is not None:
+        [added] = delayed.add([recipe.addition(args, kwargs, due, options.get("task_id"))])
+        return _result(app, added, options.get("ignore_result", self.ignore_result))
     call = Call(due)
     result = self.apply_async(args, kwargs, **{OPTION: call}, **options)
+    learn(self, args, kwargs, options, call)
     if call.added is None:
         raise NotInstalled(
             f"{type(self).__name__}.apply_async did not pass its options on to Celery's own:"
@@ -185,22 +184,33 @@ def apply_delayed_many(
             for one in map(_call, calls)
         ]
     additions = []
+    recipe = None
     for one in map(_call, calls):
         due = general
         if one.countdown is not None or one.eta is not None or due is None:
             due = due_for(app, one.countdown, one.eta, tz if one.eta is not None else None)
         check_task_id(one.task_id)
-        own = options if one.task_id is None else {**options, "task_id": one.task_id}
-        addition = fast_addition(self, one.args, one.kwargs, due, own)
-        if addition is None:
+        recipe = recipe or recipe_for(self, options)
+        if recipe is not None:
+            addition = recipe.addition(one.args, one.kwargs, due, one.task_id)
+        else:
+            own = options if one.task_id is None else {**options, "task_id": one.task_id}
+            call = Call(due)
             with collecting(due) as collection:
-                self.apply_async(one.args, one.kwargs, **{OPTION: Call(due)}, **own)
+                self.apply_async(one.args, one.kwargs, **{OPTION: call}, **own)
+            learn(self, one.args, one.kwargs, own, call)
             [addition] = collection.additions
         additions.append(addition)
-    return [
-        DelayedResult(one.entry_id.task_id, app=app, entry_id=one.entry_id, eta_ms=one.due_ms)
-        for one in delayed.add(additions, chunk=chunk)
-    ]
+    ignored = options.get("ignore_result", self.ignore_result)
+    return [_result(app, added, ignored) for added in delayed.add(additions, chunk=chunk)]
+
+
+def _result(app: Any, added: Added, ignored: bool) -> DelayedResult:
+    result = DelayedResult(
+        added.entry_id.task_id, app=app, entry_id=added.entry_id, eta_ms=added.due_ms
+    )
+    result.ignored = ignored
+    return result
 
 
 def _call(given: DelayedCall | Sequence[Any]) -> DelayedCall:

@@ -44,5 +44,5 @@ class Revoking:
         return super().broadcast(command, arguments, **options)  # type: ignore[misc]
 
 
-class Control(Revoking, celery_control.Control):  # type: ignore[misc]
+class Control(Revoking, celery_control.Control):
     """Celery's Control with the store behind it; ``CeleryDelay(app)`` sets it by name."""

@@ -160,8 +160,7 @@ class Record(NamedTuple):
         return cls(int(run), int(version), int(deadline), int(expires), template, tuple(values))
 
 
-@dataclass(frozen=True)
-class Addition:
+class Addition(NamedTuple):
     """One entry on its way into the store.
 
     Attributes:

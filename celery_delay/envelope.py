@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, MutableMapping
 from datetime import datetime
+from string import ascii_uppercase
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -41,7 +42,6 @@ _VARIABLE = (
     ("properties", "reply_to"),
     ("properties", "expiration"),
 )
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Shape(NamedTuple):
@@ -157,13 +157,13 @@ def shape_of(
         if plain_id and value == task_id:
             put(path, "i")
         else:
-            put(path, _LETTERS[len(paths)])
+            put(path, ascii_uppercase[len(paths)])
             paths.append(path)
     if plain_id:
         # one push of an entry is one delivery: run and epoch make the tag new each time
         put(("properties", "delivery_tag"), "tag")
     else:
-        put(("properties", "delivery_tag"), _LETTERS[len(paths)])
+        put(("properties", "delivery_tag"), ascii_uppercase[len(paths)])
         paths.append(("properties", "delivery_tag"))
     own = copy["headers"][HEADER] = {"task_id": None, "run": f"{_MARK}r", "eta_ms": f"{_MARK}d"}
     own["task_id"] = copy["headers"]["id"]

@@ -12,6 +12,7 @@ import random
 import select
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from celery_delay.clock import Clock
 from celery_delay.exceptions import DelayError
@@ -41,18 +42,14 @@ class Bell:
 
     def ring(self) -> None:
         """Wake the waiter, or the next one to wait."""
-        try:
+        with suppress(BlockingIOError):  # it is ringing already
             os.write(self._write, b"!")
-        except BlockingIOError:
-            pass  # it is ringing already
 
     def hush(self) -> None:
         """Take note of all rings so far."""
-        try:
+        with suppress(BlockingIOError):
             while os.read(self._read, 64):
                 pass
-        except BlockingIOError:
-            pass
 
     def wait(self, seconds: float) -> None:
         """Wait for a ring, at most *seconds*."""
@@ -109,7 +106,8 @@ class Loop(threading.Thread):
                 # a pause after a failure must not depend on the very thing that failed
                 (self.bell.wait if self._failures else self._careful_wait)(pause)
         if self._last is not None:
-            self._pass(lambda: self._last() or 0.0)  # type: ignore[misc,func-returns-value]
+            last = self._last
+            self._pass(lambda: last() or 0.0)
 
     def _careful_wait(self, seconds: float) -> None:
         try:
@@ -147,5 +145,5 @@ class Loop(threading.Thread):
         self._failures += 1
 
     def _pause(self) -> float:
-        longest = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** min(self._failures - 1, 10))
+        longest: float = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** min(self._failures - 1, 10))
         return longest * random.uniform(0.5, 1.0)

@@ -29,8 +29,10 @@ LONGEST_WAIT = 1.0
 class Plan(Protocol):
     """When a schedule fires."""
 
-    #: Changes when the schedule's times do; it then starts anew.
-    version: str
+    @property
+    def version(self) -> str:
+        """Changes when the schedule's times do; it then starts anew."""
+        ...
 
     def next_after(self, after_ms: int) -> int | None:
         """The first occurrence after an instant."""

@@ -8,7 +8,6 @@ Redis, SQL or Celery.  Each method may raise :exc:`StoreUnavailable` (the store'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from celery_delay.entries import Addition, EntryId, Event, StoredEntry
@@ -181,7 +180,9 @@ class AuditLog(Protocol):
         """How far the journal of *shard* is in SQL; ``last_id`` is "0" in a new epoch."""
         ...
 
-    def take(self, expected: JournalPosition, events: Sequence[Event], last_id: str) -> list[Ending]:
+    def take(
+        self, expected: JournalPosition, events: Sequence[Event], last_id: str
+    ) -> list[Ending]:
         """Write *events* and advance the cursor from *expected* to *last_id*, or do nothing.
 
         Events that are in SQL already are left alone.  One transaction.

@@ -8,6 +8,7 @@ to "in which term do we lead?" and bells.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import uuid
@@ -114,9 +115,8 @@ class _Shard:
             self._led = term
             self._handover.close()
             self._dispatching.bell.ring()
-        elif term is None and seen is not None and seen.head_due_ms is not None:
-            if seen.now_ms > seen.head_due_ms:
-                self._dispatching.bell.ring()  # it decides whether that is to be stolen
+        elif term is None and seen is not None and seen.now_ms > (seen.head_due_ms or math.inf):
+            self._dispatching.bell.ring()  # it decides whether that is to be stolen
         return wait
 
     def _wait_for_handover(self, seconds: float) -> None:

@@ -40,7 +40,7 @@ _SEEN: Mapping[str, State] = {
 }
 
 
-class DelayedResult(AsyncResult):  # type: ignore[misc]
+class DelayedResult(AsyncResult):
     """An ``AsyncResult`` that also knows when, and can still prevent it.
 
     Attributes:
@@ -118,7 +118,7 @@ class DelayedResult(AsyncResult):  # type: ignore[misc]
         return delayed
 
 
-class EagerDelayedResult(EagerResult):  # type: ignore[misc]
+class EagerDelayedResult(EagerResult):
     """With ``task_always_eager`` a delayed task has run before the call returns."""
 
     eta = None

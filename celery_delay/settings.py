@@ -35,7 +35,9 @@ def _seconds(low: float, high: float = math.inf) -> Callable[[str, Any], float]:
 def _count(low: int, high: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidSetting(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+            raise InvalidSetting(
+                f"{name} must be a whole number from {low} to {high}, not {value!r}"
+            )
         return value
 
     return check

@@ -57,9 +57,8 @@ class WorkerSignals:
         }
         for signal, receiver in receivers.items():
             # weak: a bound method of an object that only the app holds would be dropped silently
-            signal.connect(
-                receiver, weak=False, dispatch_uid=("celery-delay", id(self._app), receiver.__name__)
-            )
+            uid = ("celery-delay", id(self._app), receiver.__name__)
+            signal.connect(receiver, weak=False, dispatch_uid=uid)
 
     def went_native(self, task_id: str, run: int) -> None:
         """Remember that the run under way sent the next one past the store."""
@@ -78,7 +77,9 @@ class WorkerSignals:
         """The task raised, ran out of time, or its process was lost."""
         self._record(sender, sender.request, State.FAILED, {"error": _text(exception)})
 
-    def on_retry(self, sender: Any = None, request: Any = None, reason: Any = None, **_: Any) -> None:
+    def on_retry(
+        self, sender: Any = None, request: Any = None, reason: Any = None, **_: Any
+    ) -> None:
         """The run asked for another one.
 
         If that one went past the store (a native retry), nobody else can tell of its hand-off.
@@ -87,9 +88,8 @@ class WorkerSignals:
         entry_id = _entry_id(request)
         native = self._native.pop(request.id, 0)
         if entry_id is not None and native == entry_id.run + 1:
-            self._write(
-                sender, Transition(EntryId(request.id, native), 1, State.DISPATCHED, {"native": True})
-            )
+            following = EntryId(request.id, native)
+            self._write(sender, Transition(following, 1, State.DISPATCHED, {"native": True}))
 
     def on_revoked(self, sender: Any = None, request: Any = None, **details: Any) -> None:
         """A worker dropped the task because it was revoked, or its expiry had passed."""

@@ -31,7 +31,9 @@ from celery_delay.exceptions import StoreUnavailable
 __all__ = ["AnswerLost", "Link", "Links"]
 
 #: Error codes by which a server says that it did nothing and will not do it now.
-_REFUSALS = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
+_REFUSALS = tuple(
+    "BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF NOREPLICAS OOM READONLY".split()
+)
 
 
 class AnswerLost(Exception):

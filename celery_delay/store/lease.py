@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery_delay.exceptions import StoreUnavailable
 from celery_delay.ports import LeaseRecord
 from celery_delay.store import scripts
@@ -53,7 +55,7 @@ class RedisLease:
         """Drop the connection."""
         self._link.close()
 
-    def _run(self, name: str, values: dict[str, object]) -> object:
+    def _run(self, name: str, values: dict[str, object]) -> Any:
         # a lost answer is a failed attempt: elect is repeated at the next beat of the heart,
         # and a release that had its effect answers 0
         try:

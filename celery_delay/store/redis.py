@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from string import ascii_uppercase
 from typing import Any
 
 from celery_delay.clock import Clock
@@ -214,7 +214,9 @@ class RedisStore:
         """The live entry of *task_id*."""
         return next(iter(self._stored([task_id])), None)
 
-    def between(self, *, after_ms: int, before_ms: int, limit: int, offset: int) -> list[StoredEntry]:
+    def between(
+        self, *, after_ms: int, before_ms: int, limit: int, offset: int
+    ) -> list[StoredEntry]:
         """Live entries with ``after_ms <= eta <= before_ms``, the earliest first."""
         ids = self._read(
             "ZRANGE", self.keys.schedule, after_ms, before_ms, "BYSCORE", "LIMIT", offset, limit
@@ -298,11 +300,16 @@ class RedisStore:
             if status == b"STANDBY":
                 return Moved(now_ms=now)
             next_due = int(float(answer[2]))
+            handled, lag, expired, quarantined, blocked = map(int, answer[3:8])
             return Moved(
                 now,
                 None if next_due < 0 else next_due,
-                *(int(one) for one in answer[3:8]),
-                failure=answer[8].decode(),
+                handled,
+                lag,
+                expired,
+                quarantined,
+                blocked,
+                answer[8].decode(),
             )
 
     def begin_epoch(self, *, term: int, known_epoch: int) -> tuple[int, str] | None:
@@ -360,7 +367,7 @@ class RedisStore:
                 {"now": self._given_now(), "epoch": self._epoch(link) or 0, "term": term},
                 rest,
             )
-        return answer == b"OK"
+        return bool(answer == b"OK")
 
     def due_schedules(self) -> tuple[int, list[tuple[str, int]], int | None]:
         """The store's time, the (name, nominal ms) that are due by it, the next occurrence."""
@@ -428,7 +435,7 @@ class RedisStore:
                 },
                 rest,
             )
-        return answer == b"OK"
+        return bool(answer == b"OK")
 
     # -- journal ------------------------------------------------------------------------
 
@@ -582,7 +589,7 @@ class RedisStore:
         return [
             one
             if one.entry_id.run
-            else replace(one, entry_id=EntryId(one.entry_id.task_id, now_ms))
+            else one._replace(entry_id=EntryId(one.entry_id.task_id, now_ms))
             for one in additions
         ]
 
@@ -644,8 +651,7 @@ def _stored(task_id: str, eta_ms: int, record_text: str, template_text: str) -> 
         template_text = record.template[1:].replace("\x02", "\n")
     template = Template.decode(template_text)
     slots = {"i": task_id, "r": str(record.run), "d": str(eta_ms), "n": "0"}
-    for letter, value in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", record.values, strict=False):
-        slots[letter] = value
+    slots.update(zip(ascii_uppercase, record.values, strict=False))
     envelope = json.loads(template.fill(slots))
     return StoredEntry(
         EntryId(task_id, record.run),

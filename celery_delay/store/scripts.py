@@ -6,7 +6,7 @@ A file starts with its contract, which is also what this loader reads::
     -- @include clock journal        functions from include/, in this order
     -- @allow-oom                    runs on a Redis that is full
     -- KEYS: mark schedule           become the locals mark, schedule
-    -- ARGV: now:int:ms id:str       become locals; :int ones are numbers, the unit is for the reader
+    -- ARGV: now:int:ms id:str       become locals; :int ones are numbers, ms tells the reader
     -- RETURNS: …
 
 so that no body mentions a position.  ``rest:*`` as the last argument takes all that follow.

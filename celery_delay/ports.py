@@ -177,19 +177,23 @@ class AuditLog(Protocol):
         ...
 
     def position(self, shard: int, epoch: int) -> JournalPosition:
-        """How far the journal of *shard* is in SQL; ``last_id`` is "0" in a new epoch."""
+        """How far the journal of *shard* is in SQL; ``last_id`` is "0" in a new epoch.
+
+        A position in a higher epoch than the given one says that SQL knows a later history.
+        """
         ...
 
     def take(
         self, expected: JournalPosition, events: Sequence[Event], last_id: str
-    ) -> list[Ending]:
+    ) -> list[Ending] | None:
         """Write *events* and advance the cursor from *expected* to *last_id*, or do nothing.
 
         Events that are in SQL already are left alone.  One transaction.
 
         Returns:
-            The entries among them that ended before any worker saw them, for which a result
-            must be written; empty if another drainer was first.
+            The entries among *events*, old ones included, that ended before any worker saw
+            them and have not been overtaken since: a result must be written for them.
+            ``None`` if another drainer was first; nothing was written.
         """
         ...
 

@@ -1,0 +1,244 @@
+"""The audit log: what the journal says, written to SQL exactly once.
+
+A batch is one transaction.  It begins by moving the shard's cursor from where the drainer
+believes it to be; whoever comes second finds it elsewhere and writes nothing.  That row
+also serves as the lock under which the batch's events are compared with those in the table:
+after a crash, or in a new Redis history, the same stretch of the journal is read again.
+
+A crash before the commit leaves nothing; a crash after it leaves the journal untrimmed,
+and its events are recognised when they come again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import URL, Connection, Insert, Table, and_, insert, or_, select, update
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+from celery_delay.audit import schema
+from celery_delay.audit.database import Database
+from celery_delay.audit.merge import Row, event_row, fit_id, fold, merging, stream_numbers
+from celery_delay.audit.tables import cursor, entry, epoch, event, task
+from celery_delay.entries import EntryId, Event
+from celery_delay.exceptions import SchemaOutdated
+from celery_delay.ports import Ending, JournalPosition
+from celery_delay.states import State
+
+__all__ = ["SQLAuditLog"]
+
+_ENDED = {one.value for one in State if one.ended_before_dispatch}
+#: Values in one IN (…); SQLite before 3.32 takes 999 parameters.
+_IN_LIMIT = 500
+_ROW_KEY = ("epoch", "stream_ms", "stream_seq", "position")
+
+
+class SQLAuditLog:
+    """The audit log in a database; see :class:`celery_delay.ports.AuditLog`.
+
+    Every method may raise AuditUnavailable.  Safe for threads and across a fork.
+
+    Arguments:
+        database: an SQLAlchemy URL, or a :class:`Database` to share.
+    """
+
+    def __init__(self, database: str | URL | Database) -> None:
+        self.database = database if isinstance(database, Database) else Database(database)
+
+    # -- the schema ---------------------------------------------------------------------
+
+    def prepare(self) -> str:
+        """See :meth:`celery_delay.ports.AuditLog.prepare`."""
+        with self.database.reading() as connection:
+            if schema.is_current(connection):
+                uuid = schema.read_uuid(connection)
+                if uuid is not None:
+                    return uuid
+        if not self.database.is_sqlite:
+            raise SchemaOutdated(
+                f"the audit tables in {self.database} are missing or of an older release:"
+                " run `celery -A proj delay migrate`"
+            )
+        return self.migrate()
+
+    def migrate(self, adopt: str | None = None) -> str:
+        """Make the tables, or bring them to this release's version; the database's uuid.
+
+        Safe to repeat.
+
+        Arguments:
+            adopt: the uuid under which a store knows its audit database (its ``audit_id``).
+                The database bears it from now on, and a store that owned it before will
+                find it foreign.
+        """
+        if self.database.is_sqlite:
+            self.database.use_wal()
+        with self.database.writing("EXCLUSIVE") as connection:
+            uuid = schema.upgrade(connection)
+            if adopt is not None and adopt != uuid:
+                schema.adopt(connection, adopt)
+                uuid = adopt
+        return uuid
+
+    def uuid(self) -> str | None:
+        """The database's uuid; ``None`` if it has no tables of ours."""
+        with self.database.reading() as connection:
+            known = schema.has_tables(connection)
+            return schema.read_uuid(connection) if known else None
+
+    # -- the journal --------------------------------------------------------------------
+
+    def position(self, shard: int, epoch: int) -> JournalPosition:
+        """See :meth:`celery_delay.ports.AuditLog.position`.
+
+        Where the table already has a higher epoch, that one's position is told: the
+        caller's Redis history is older than what was audited.
+        """
+        with self.database.reading() as connection:
+            found = connection.execute(
+                select(cursor.c.epoch, cursor.c.last_id).where(cursor.c.shard == shard)
+            ).one_or_none()
+        if found is None or found.epoch < epoch:
+            return JournalPosition(shard, epoch, "0")
+        return JournalPosition(shard, found.epoch, found.last_id)
+
+    def highest_epoch(self, shard: int) -> int:
+        """The highest epoch of *shard* that was audited; 0 for none."""
+        with self.database.reading() as connection:
+            found = connection.scalar(select(cursor.c.epoch).where(cursor.c.shard == shard))
+        return found or 0
+
+    def take(
+        self, expected: JournalPosition, events: Sequence[Event], last_id: str
+    ) -> list[Ending] | None:
+        """See :meth:`celery_delay.ports.AuditLog.take`."""
+        with self.database.writing() as connection:
+            if not _advance(connection, expected, events, last_id):
+                return None
+            rows = _unseen(connection, expected.shard, events)
+            if rows:
+                connection.execute(insert(event), [event_row(one) for one in rows])
+                entries, tasks = fold(rows, _known_runs(connection, rows))
+                if entries:
+                    connection.execute(_upsert(connection, entry), entries)
+                    connection.execute(_upsert(connection, task), tasks)
+            return list(_endings(connection, events))
+
+    def close(self) -> None:
+        """Close this process' connections."""
+        self.database.close()
+
+
+def _advance(
+    connection: Connection, expected: JournalPosition, events: Sequence[Event], last_id: str
+) -> bool:
+    """Compare-and-set of the cursor, which never goes back; also the lock of its shard."""
+    shard, now, before = expected
+    last_id = max(before, last_id, key=stream_numbers)
+    values: Row = {"epoch": now, "last_id": last_id}
+    if events:
+        values["at_ms"] = events[-1].at_ms
+    here = and_(cursor.c.epoch == now, cursor.c.last_id == before)
+    if before == "0":
+        here = or_(here, cursor.c.epoch < now)
+    moved = connection.execute(
+        update(cursor).where(cursor.c.shard == shard, here).values(values)
+    ).rowcount
+    if moved:
+        pass
+    elif before == "0":
+        first = {"shard": shard, "at_ms": 0, **values}
+        if not connection.execute(_insert_new(connection, cursor), first).rowcount:
+            return False
+    else:
+        return False
+    if before == "0":
+        seen = {"shard": shard, "epoch": now, "first_ms": events[0].at_ms if events else now}
+        connection.execute(_insert_new(connection, epoch), seen)
+    return True
+
+
+def _unseen(connection: Connection, shard: int, events: Sequence[Event]) -> list[Event]:
+    """Those of *events*, which are one stretch of the journal, that the table has not."""
+    keyed = {(one.epoch, *stream_numbers(one.stream_id), one.index): one for one in events}
+    for number in {key[0] for key in keyed}:
+        instants = [key[1] for key in keyed if key[0] == number]
+        there = connection.execute(
+            select(*(event.c[name] for name in _ROW_KEY)).where(
+                event.c.shard == shard,
+                event.c.epoch == number,
+                event.c.stream_ms.between(min(instants), max(instants)),
+            )
+        )
+        for key in there:
+            keyed.pop(tuple(key), None)
+    return list(keyed.values())
+
+
+def _known_runs(connection: Connection, events: Iterable[Event]) -> dict[str, int]:
+    """The runs in the table of the tasks whose events could not name theirs."""
+    nameless = {fit_id(one.entry_id.task_id) for one in events if not one.entry_id.run}
+    return {
+        row.task_id: row.run
+        for some in _parts(sorted(nameless))
+        for row in connection.execute(
+            select(task.c.task_id, task.c.run).where(task.c.task_id.in_(some))
+        )
+    }
+
+
+def _endings(connection: Connection, events: Iterable[Event]) -> Iterator[Ending]:
+    """The ended entries among *events*, unless the table knows better by now.
+
+    A result belongs to the task id, not to the run, so that an ending which a later run or
+    a hand-off has overtaken must not write one.
+    """
+    ended = {fit_id(one.entry_id.task_id) for one in events if one.state in _ENDED}
+    for some in _parts(sorted(ended)):
+        for row in connection.execute(
+            select(task.c.name, entry)
+            .join(entry, and_(entry.c.task_id == task.c.task_id, entry.c.run == task.c.run))
+            .where(task.c.task_id.in_(some), entry.c.state.in_(sorted(_ENDED)))
+        ):
+            yield Ending(
+                EntryId(row.task_id, row.run),
+                State(row.state),
+                row.name or "",
+                row.group_id,
+                row.group_index,
+                json.loads(row.chord) if row.chord else None,
+                bool(row.ignore_result),
+                row.error or "",
+            )
+
+
+def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), _IN_LIMIT):
+        yield values[start : start + _IN_LIMIT]
+
+
+def _upsert(connection: Connection, table: Table) -> Insert:
+    name = connection.dialect.name
+    if name in ("mysql", "mariadb"):
+        inserting = mysql.insert(table)
+        return inserting.on_duplicate_key_update(merging(table, dict(inserting.inserted.items())))
+    dialect: Any = postgresql if name == "postgresql" else sqlite
+    inserting = dialect.insert(table)
+    upsert: Insert = inserting.on_conflict_do_update(
+        index_elements=list(table.primary_key),
+        set_=dict(merging(table, dict(inserting.excluded.items()))),
+    )
+    return upsert
+
+
+def _insert_new(connection: Connection, table: Table) -> Insert:
+    """An insert that leaves a row with the same key as it is."""
+    name = connection.dialect.name
+    if name in ("mysql", "mariadb"):
+        # all columns are short numbers and ids: IGNORE can hide nothing but the duplicate
+        return insert(table).prefix_with("IGNORE")
+    dialect: Any = postgresql if name == "postgresql" else sqlite
+    inserting: Insert = dialect.insert(table).on_conflict_do_nothing()
+    return inserting

@@ -1,0 +1,246 @@
+"""Folding events into rows.
+
+Events come in the journal's order, which is not always the order in which things
+happened: a fast worker may report STARTED before the hand-off is written down.  So a row
+is never overwritten but merged.  The rule is the same within a batch (in Python,
+:func:`fold`) and against what the table has (in SQL, :func:`merging`), so that it does not
+matter how events fall into batches:
+
+* facts (instants, worker, lag, story) fill their columns, whenever they come;
+* the state, with its error and result, is that of the highest :attr:`State.rank`; but
+  among states before the hand-off a higher version comes first, as when an entry that was
+  quarantined is stored again;
+* a task shows its latest run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import sha1
+from typing import Any
+
+from sqlalchemy import ColumnElement, FromClause, and_, case, func, literal_column, or_
+
+from celery_delay.audit.tables import ID_LENGTH, NAME_LENGTH, TEXT_LENGTH, entry, task
+from celery_delay.entries import Event
+from celery_delay.states import State
+
+__all__ = ["Row", "event_row", "fit_id", "fold", "merging", "stream_numbers"]
+
+Row = dict[str, Any]
+
+_STATES = {one.value: one for one in State}
+_HANDED_OFF = State.DISPATCHED.rank
+_MAX_BIGINT = 2**63 - 1
+
+#: Columns that follow the state.
+_WITH_STATE = ("state", "error", "result")
+#: Columns that the first event to tell them fixes.
+_FIRST = ("scheduled_ms", "created_ms")
+#: Columns that order two states.  A merge writes them last and in this order: MySQL sees
+#: what a statement has already assigned, and the comparison must come out the same.
+_ORDER = ("state_rank", "version", "run")
+
+
+def stream_numbers(stream_id: str) -> tuple[int, int]:
+    """A stream id as numbers that compare in the stream's order."""
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+def fit_id(text: str) -> str:
+    """*text* as an id column takes it: a longer one keeps its start and a digest."""
+    text = _clean(text)
+    if len(text) <= ID_LENGTH:
+        return text
+    return text[: ID_LENGTH - 41] + "~" + sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def event_row(event: Event) -> Row:
+    """The row of table ``event``."""
+    stream_ms, stream_seq = stream_numbers(event.stream_id)
+    return {
+        "shard": event.shard,
+        "epoch": event.epoch,
+        "stream_ms": stream_ms,
+        "stream_seq": stream_seq,
+        "position": event.index,
+        "state": event.state[:16],
+        "task_id": fit_id(event.entry_id.task_id),
+        "run": event.entry_id.run,
+        "version": event.version,
+        "at_ms": event.at_ms,
+        "eta_ms": event.eta_ms,
+        "data": json.dumps(event.data, separators=(",", ":")) if event.data else "{}",
+    }
+
+
+def fold(events: Iterable[Event], runs: Mapping[str, int]) -> tuple[list[Row], list[Row]]:
+    """The rows of ``entry`` and ``task`` that *events* make, each row once.
+
+    Events in unknown states (a gap, a newer release's) make none.
+
+    Arguments:
+        runs: the run in the table by task id, for events that could not name theirs (the
+            record was unreadable) and bear 0.
+    """
+    entries: dict[tuple[str, int], Row] = {}
+    tasks: dict[str, Row] = {}
+    for event in events:
+        state = _STATES.get(event.state)
+        if state is None:
+            continue
+        data = event.data if isinstance(event.data, Mapping) else {}
+        at_ms, version = event.at_ms, event.version
+        task_id = fit_id(event.entry_id.task_id)
+        whole = tasks.get(task_id)
+        run = event.entry_id.run or (whole["run"] if whole else 0) or runs.get(task_id, 0)
+        if whole is None:
+            whole = tasks[task_id] = dict(_NEW_TASK, task_id=task_id, run=run, created_ms=at_ms)
+        here = entries.get((task_id, run))
+        if here is None:
+            here = entries[task_id, run] = dict(_NEW_ENTRY, task_id=task_id, run=run)
+        if run > whole["run"]:
+            whole.update(run=run, state_rank=-1, version=0)
+        latest = run == whole["run"]
+
+        error = _text(data.get("error", data.get("reason")))
+        _advance(here, state, version, error)
+        if latest and _advance(whole, state, version, error):
+            whole["result"] = _text(data.get("result"))
+        whole["updated_ms"] = max(whole["updated_ms"], at_ms)
+        if event.eta_ms is not None:
+            here["eta_ms"] = event.eta_ms
+            _fill(whole, latest, eta_ms=event.eta_ms)
+        if state is State.SCHEDULED:
+            story = _story(data)
+            _fill(whole, latest, **{name: story[name] for name in _STORY_OF_TASK})
+            _fill(here, True, **{name: story[name] for name in _STORY_OF_ENTRY})
+            _fill(here, False, scheduled_ms=at_ms)
+        elif state is State.DISPATCHED:
+            _fill(here, True, dispatched_ms=at_ms, lag_ms=_number(data.get("lag_ms")))
+        elif state is State.STARTED:
+            _fill(here, True, started_ms=at_ms, worker=_text(data.get("worker"), NAME_LENGTH))
+        elif state.is_final:
+            here["ended_ms"] = at_ms
+    return list(entries.values()), list(tasks.values())
+
+
+_NEW_ENTRY: Row = dict.fromkeys(entry.c.keys()) | {"state_rank": -1, "version": 0}
+_NEW_TASK: Row = dict.fromkeys(task.c.keys()) | {"state_rank": -1, "version": 0, "updated_ms": 0}
+
+_STORY_OF_TASK = (
+    "name", "queue", "argsrepr", "kwargsrepr", "root_id", "parent_id", "group_id",
+)  # fmt: skip
+_STORY_OF_ENTRY = ("group_id", "group_index", "chord", "ignore_result")
+
+
+def _story(data: Mapping[str, Any]) -> Row:
+    chord = data.get("chord")
+    return {
+        "name": _text(data.get("name"), NAME_LENGTH),
+        "queue": _text(data.get("queue"), NAME_LENGTH),
+        "argsrepr": _text(data.get("args")),
+        "kwargsrepr": _text(data.get("kwargs")),
+        "root_id": _id(data.get("root_id")),
+        "parent_id": _id(data.get("parent_id")),
+        "group_id": _id(data.get("group")),
+        "group_index": _number(data.get("group_index")),
+        "chord": json.dumps(chord) if isinstance(chord, Mapping) else None,
+        "ignore_result": bool(data.get("ignore_result")),
+    }
+
+
+def _fill(row: Row, over: bool, **facts: Any) -> None:
+    for name, value in facts.items():
+        if value is not None and (over or row[name] is None):
+            row[name] = value
+
+
+def _seniority(rank: int, version: int) -> tuple[int, ...]:
+    return (rank,) if rank >= _HANDED_OFF else (0, version, rank)
+
+
+def _advance(row: Row, state: State, version: int, error: str | None) -> bool:
+    rank = row["state_rank"]
+    ahead = _seniority(state.rank, version) >= _seniority(rank, row["version"])
+    if ahead:
+        row["state"], row["state_rank"], row["error"] = state.value, state.rank, error
+    row["version"] = max(row["version"], version)
+    return ahead
+
+
+def merging(
+    old: FromClause, given: Mapping[str, ColumnElement[Any]]
+) -> list[tuple[str, ColumnElement[Any]]]:
+    """What an upsert sets, in the order in which MySQL must set it.
+
+    Arguments:
+        old: the table, ``task`` or ``entry``; its columns are the row that is there.
+        given: the columns of the row that is being merged into it.
+    """
+    columns = [one.name for one in old.c if not one.primary_key]
+    # a literal: PyMySQL batches an upsert only if no parameter comes behind VALUES
+    handed_off: ColumnElement[int] = literal_column(str(_HANDED_OFF))
+    newer = given["version"] > old.c.version
+    ahead = or_(
+        and_(given["state_rank"] >= handed_off, given["state_rank"] >= old.c.state_rank),
+        and_(
+            given["state_rank"] < handed_off,
+            old.c.state_rank < handed_off,
+            or_(
+                newer,
+                and_(
+                    given["version"] == old.c.version,
+                    given["state_rank"] >= old.c.state_rank,
+                ),
+            ),
+        ),
+    )
+    latest: ColumnElement[bool] | None = None
+    if "run" in columns:
+        latest, later = given["run"] >= old.c.run, given["run"] > old.c.run
+        ahead, newer = or_(later, and_(latest, ahead)), or_(later, and_(latest, newer))
+
+    def merged(name: str) -> ColumnElement[Any]:
+        new, kept = given[name], old.c[name]
+        if name == "version":
+            return case((newer, new), else_=kept)
+        if name in _WITH_STATE or name in _ORDER:
+            return case((ahead, new), else_=kept)
+        if name == "updated_ms":
+            return case((new > kept, new), else_=kept)
+        if name in _FIRST:
+            return func.coalesce(kept, new)
+        fill = func.coalesce(new, kept)
+        return fill if latest is None else case((latest, fill), else_=func.coalesce(kept, new))
+
+    ordered = [name for name in columns if name not in _ORDER]
+    ordered += [name for name in _ORDER if name in columns]
+    return [(name, merged(name)) for name in ordered]
+
+
+def _clean(text: str) -> str:
+    # PostgreSQL takes no NUL, and no driver a lone surrogate; one such text must not
+    # keep the whole journal from being drained
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def _text(value: object, length: int = TEXT_LENGTH) -> str | None:
+    if value is None:
+        return None
+    text = _clean(str(value))
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _id(value: object) -> str | None:
+    return None if value is None else fit_id(str(value))
+
+
+def _number(value: object) -> int | None:
+    if isinstance(value, (int, float)) and abs(value) <= _MAX_BIGINT:
+        return int(value)
+    return None

@@ -1,0 +1,105 @@
+"""Making and migrating the audit tables, with a version table of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, delete, insert, inspect, select, text, update
+
+from celery_delay.audit.tables import cursor, meta
+from celery_delay.exceptions import SchemaOutdated
+
+__all__ = [
+    "VERSION_TABLE",
+    "adopt",
+    "alembic_config",
+    "has_tables",
+    "is_current",
+    "read_uuid",
+    "upgrade",
+]
+
+VERSION_TABLE = "celery_delay_version"
+
+_UUID = "uuid"
+#: Any number will do that no other program locks in the same database.
+_LOCK = 0x63656C64
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic's configuration for *connection*, whose transaction the migrations join."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the tables are those of this release.
+
+    Raises:
+        SchemaOutdated: they were made by a newer release.
+    """
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    script = ScriptDirectory.from_config(alembic_config(connection))
+    found = context.get_current_revision()
+    if found is None:
+        return False
+    try:
+        script.get_revision(found)
+    except CommandError as exc:
+        raise SchemaOutdated(
+            f"the audit tables have the version {found}, which this release does not know:"
+            " they were migrated by a newer one"
+        ) from exc
+    return found == script.get_current_head()
+
+
+def upgrade(connection: Connection) -> str:
+    """Bring the tables to this release's version, within the caller's transaction.
+
+    Safe to repeat.  Of several processes at once, the later ones wait and find nothing to do
+    (on MySQL they fail: it commits each statement of a schema by itself, and a crash leaves
+    what was done; elsewhere it leaves the tables as they were).
+
+    Returns:
+        The database's uuid, drawn now if it has none.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+    try:
+        if not is_current(connection):
+            command.upgrade(alembic_config(connection), "head")
+    except CommandError as exc:
+        raise SchemaOutdated(f"the audit tables cannot be migrated: {exc}") from exc
+    uuid = read_uuid(connection)
+    if uuid is None:
+        uuid = str(uuid4())
+        connection.execute(insert(meta).values(name=_UUID, value=uuid))
+    return uuid
+
+
+def has_tables(connection: Connection) -> bool:
+    """Whether the database has audit tables, of whatever version."""
+    return inspect(connection).has_table(meta.name)
+
+
+def read_uuid(connection: Connection) -> str | None:
+    """The database's uuid; ``None`` if it bears none."""
+    found: str | None = connection.scalar(select(meta.c.value).where(meta.c.name == _UUID))
+    return found
+
+
+def adopt(connection: Connection, uuid: str) -> None:
+    """Give the database to the store that knows it as *uuid*.
+
+    What was written stays.  The cursors go: they are positions in another store's journal.
+    """
+    connection.execute(update(meta).where(meta.c.name == _UUID).values(value=uuid))
+    connection.execute(delete(cursor))

@@ -1,0 +1,170 @@
+"""Journal → SQL: the leader's drain, one batch at a time.
+
+The order of a batch is what makes it safe to die anywhere in it:
+
+1. **SQL commits** the events and the cursor, in one transaction.
+2. **Results** are written for entries that ended before any worker saw them.
+3. **The journal is trimmed** up to what was committed.
+
+A crash before 1 leaves nothing behind.  A crash between 1 and 3 leaves journal entries
+that are in SQL already, and perhaps a task whose ``get()`` still waits.  So each term of
+leadership begins by reading the journal from its very start, not from the cursor: SQL
+recognises the events and drops them, the results are written again (which changes nothing
+where one is there), and then the trim is made up for.
+
+Two drainers at once, as when a leader hands over, do no harm: the cursor moves by
+compare-and-set, and the second one has written nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from celery_delay.clock import Clock
+from celery_delay.entries import Event
+from celery_delay.exceptions import ForeignDatabase
+from celery_delay.ports import AuditLog, JournalPosition, JournalStore, Results
+from celery_delay.settings import Settings
+
+__all__ = ["PAGE", "Auditor"]
+
+log = logging.getLogger(__name__)
+
+#: Journal entries per read.  One entry may hold a thousand events, so this bounds the
+#: memory of a batch, and how long Redis is busy with the answer.
+PAGE = 25
+
+
+class _Turn(NamedTuple):
+    """The stretch of time in which what was checked and read stays true."""
+
+    term: int
+    epoch: int
+
+
+class Auditor:
+    """Drains one shard's journal.  Not safe for threads; has one of its own.
+
+    Arguments:
+        shard: the shard's number.
+        store: its journal.
+        log: the SQL side.
+        results: the result backend.
+    """
+
+    def __init__(
+        self,
+        shard: int,
+        store: JournalStore,
+        log: AuditLog,
+        results: Results,
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        self._shard = shard
+        self._store = store
+        self._log = log
+        self._results = results
+        self._settings = settings
+        self._clock = clock
+        self._turn: _Turn | None = None
+        self._done = "0"
+
+    def verify(self) -> str:
+        """Make sure that the database is usable and belongs to this store; its uuid.
+
+        A store without an audit database takes this one as its own.
+
+        Raises:
+            ForeignDatabase: it is another store's, or this store's is another.
+            SchemaOutdated: its tables need ``celery delay migrate``.
+            AuditUnavailable: it cannot be reached.
+            StoreUnavailable: Redis cannot.
+        """
+        uuid = self._log.prepare()
+        known = self._store.audit_id(uuid)
+        if known != uuid:
+            raise ForeignDatabase(
+                f"the audit database bears the uuid {uuid}, but the delayed tasks in Redis"
+                f" belong to {known}: check delay_database_url and delay_redis_url, or take it"
+                " over with `celery -A proj delay migrate --adopt`"
+            )
+        return uuid
+
+    def run_once(self, term: int) -> int:
+        """Drain one batch as the leader of *term*.
+
+        A batch ends at ``delay_drain_batch`` journal entries, or with the page that brings
+        as many events.  Safe to repeat after any error and any crash.
+
+        Returns:
+            How many journal entries it took; 0 when nothing is left (or this Redis history
+            has no name yet).
+
+        Raises:
+            AuditUnavailable, StoreUnavailable: nothing is lost; try again later.
+            ForeignDatabase: see :meth:`verify`.
+        """
+        try:
+            return self._drain(term)
+        except Exception:
+            # whatever comes back need not be what went away
+            self._turn = None
+            raise
+
+    def _drain(self, term: int) -> int:
+        begun = self._clock.monotonic()
+        _, _, epoch = self._store.leader()
+        if not epoch:
+            return 0
+        turn = _Turn(term, epoch)
+        if turn != self._turn:
+            self.verify()
+            self._done = "0"
+            self._turn = turn
+        batch = self._read()
+        if not batch:
+            return 0
+        position = self._log.position(self._shard, epoch)
+        if position.epoch > epoch:
+            # Redis was set back to an old history; the elector must name a new one
+            log.error(
+                "the audit database knows a later Redis history than this one",
+                extra={"event": "audit_ahead", "known": position.epoch, "epoch": epoch},
+            )
+            return 0
+        last_id = batch[-1][0]
+        events = [event for _, events in batch for event in events]
+        endings = self._log.take(position, events, last_id)
+        if endings is None:
+            # another drainer was first; the next read finds what it has left
+            return len(batch)
+        for ending in endings:
+            self._results.end(ending)
+        self._store.trim_journal(JournalPosition(self._shard, epoch, last_id), term=term)
+        self._done = last_id
+        log.debug(
+            "drained a batch of the journal",
+            extra={
+                "event": "journal_drained",
+                "events": len(events),
+                "seconds": self._clock.monotonic() - begun,
+            },
+        )
+        return len(batch)
+
+    def _read(self) -> list[tuple[str, list[Event]]]:
+        """Journal entries behind what is done, the oldest first."""
+        limit = self._settings.drain_batch
+        batch: list[tuple[str, list[Event]]] = []
+        after, events = self._done, 0
+        while len(batch) < limit and events < limit:
+            wanted = min(PAGE, limit - len(batch))
+            page = self._store.read_journal(after, wanted)
+            batch += page
+            events += sum(len(some) for _, some in page)
+            if len(page) < wanted:
+                break
+            after = page[-1][0]
+        return batch

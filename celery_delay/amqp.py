@@ -23,7 +23,7 @@ from celery.app import amqp as celery_amqp
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
 
-from celery_delay.clock import Clock, to_ms
+from celery_delay.clock import Clock, from_ms, to_ms
 from celery_delay.entries import Addition, Due
 from celery_delay.envelope import HEADER, Commands, Shape, addition_of
 from celery_delay.exceptions import DelayError, OutcomeUnknown, UnsupportedBroker
@@ -264,6 +264,10 @@ class Capturing:
         if not hasattr(producer, "_batch_local"):
             raise UnsupportedBroker(f"{producer!r} is not a producer of kombu 5.7 or later")
         chord = _chord_of(message)
+        if message.sent_event is not None:
+            # Flower shows a task as waiting for its eta as soon as task-sent has one
+            wall_ms = round(self._delayed.clock.wall() * 1000) if due.is_delay else 0
+            message.sent_event["eta"] = from_ms(wall_ms + due.ms).isoformat()
 
         def entry(
             channel: Any, outgoing: dict[str, Any], publish: Mapping[str, Any]

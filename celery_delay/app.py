@@ -145,6 +145,7 @@ class CeleryDelay:
         outcome, entry = self._shard(task_id).cancel(task_id, run=run, data=data)
         if entry is not None:
             self.results.end(self._ending(entry, reason or "cancelled"))
+            self._tell_monitors(task_id)
         if outcome is CancelOutcome.NOT_FOUND:
             known = self.results.seen(task_id)
             if known in (State.REVOKED, State.CANCELLED):
@@ -249,6 +250,18 @@ class CeleryDelay:
 
     def _shard(self, task_id: str) -> RedisStore:
         return self.shards[shard_of(task_id, self.settings.shards)]
+
+    def _tell_monitors(self, task_id: str) -> None:
+        """Let Flower know, which learnt of the task by its task-sent event."""
+        if not self.app.conf.task_send_sent_event:
+            return
+        try:
+            with self.app.events.default_dispatcher() as events:
+                events.send(
+                    "task-revoked", uuid=task_id, terminated=False, signum=None, expired=False
+                )
+        except Exception:
+            logger.debug("no task-revoked event for %s", task_id, exc_info=True)
 
     def _end_cancelled(self, addition: Addition, added: Added) -> None:
         facts = addition.facts

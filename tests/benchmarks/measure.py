@@ -1,0 +1,316 @@
+"""What is measured, each beside a yardstick of the same run.
+
+Every function takes a :class:`Bench` and returns a flat mapping of figures.  Rates are per
+second, times in the unit that their name ends with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import celery
+import kombu
+import redis
+from celery import signals
+
+from celery_delay.calls import DelayedCall
+from celery_delay.clock import from_ms
+from celery_delay.embedded import EmbeddedRedis
+from tests.benchmarks import bench_app
+from tests.processes import ProcessHarness, wait_until
+
+#: About 100 bytes of arguments.
+TEXT = "x" * 70
+#: Far enough that nothing of it becomes due during the run, in seconds.
+FAR = 86_400.0
+
+#: What a queue holds for a trivial task: the envelope that the bare Lua move pushes.
+BARE_MOVE = """
+local due = redis.call('ZRANGE', KEYS[1], '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2])
+if #due == 0 then return 0 end
+local messages = redis.call('HMGET', KEYS[2], unpack(due))
+redis.call('LPUSH', KEYS[3], unpack(messages))
+redis.call('ZREM', KEYS[1], unpack(due))
+redis.call('HDEL', KEYS[2], unpack(due))
+return #due
+"""
+
+Figures = dict[str, float]
+
+
+@dataclass
+class Bench:
+    """The servers and sizes of one run."""
+
+    server: EmbeddedRedis
+    folder: Path
+    quick: bool
+    client: redis.Redis = field(init=False)
+    runs: int = 0
+
+    def __post_init__(self) -> None:
+        self.client = redis.Redis.from_url(self.server.tcp_url)
+
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+    def empty(self) -> None:
+        """An empty server; the scripts stay loaded, the connections open."""
+        self.client.flushall()
+
+    @contextmanager
+    def processes(self, **env: str) -> Iterator[ProcessHarness]:
+        """Real beats and workers of the bench app."""
+        environment = {"BENCH_BROKER": self.server.tcp_url, **env}
+        # only this folder: the processes import the celery_delay that is installed
+        here = Path(__file__).parent
+        self.runs += 1
+        folder = self.folder / str(self.runs)
+        folder.mkdir()
+        harness = ProcessHarness(folder, "bench_app:app", path=(here,), env=environment)
+        try:
+            yield harness
+        finally:
+            harness.close()
+
+
+def _cpu_us(count: int, work: Callable[[], object]) -> float:
+    begun = time.process_time()
+    work()
+    return (time.process_time() - begun) / count * 1e6
+
+
+def schedule(bench: Bench) -> Figures:
+    """CPU of the caller, per task, for one call and in bulk, beside ``apply_async``."""
+    ours, stock = bench_app.note_ours, bench_app.note_stock
+    n = bench.size(3_000, 600)
+    rounds: dict[str, list[float]] = {}
+
+    def each(call: Callable[[int], object]) -> Callable[[], object]:
+        return lambda: [call(number) for number in range(n)]
+
+    def bulk() -> object:
+        calls = [DelayedCall((0.0, i), {"text": TEXT}) for i in range(n)]
+        return ours.apply_delayed_many(calls, countdown=FAR)
+
+    def connected() -> object:
+        def receiver(**_: object) -> None: ...
+
+        signals.before_task_publish.connect(receiver)
+        try:
+            return each(lambda i: ours.apply_delayed((0.0, i), {"text": TEXT}, countdown=FAR))()
+        finally:
+            signals.before_task_publish.disconnect(receiver)
+
+    work = {
+        "stock_apply_async_us": each(lambda i: stock.apply_async((0.0, i), {"text": TEXT})),
+        "stock_countdown_us": each(
+            lambda i: stock.apply_async((0.0, i), {"text": TEXT}, countdown=FAR)
+        ),
+        "single_us": each(lambda i: ours.apply_delayed((0.0, i), {"text": TEXT}, countdown=FAR)),
+        "single_with_receiver_us": connected,
+        "bulk_us": bulk,
+    }
+    for name, one in work.items():  # warm: connections, templates, code paths
+        one()
+    for _ in range(bench.size(5, 3)):
+        for name, one in work.items():
+            rounds.setdefault(name, []).append(_cpu_us(n, one))
+        bench.empty()
+        ours.apply_delayed((0.0, 0), {"text": TEXT}, countdown=FAR)
+    figures = {name: statistics.median(values) for name, values in rounds.items()}
+    figures["bulk_x_stock"] = figures["stock_apply_async_us"] / figures["bulk_us"]
+    figures["single_x_stock"] = figures["stock_countdown_us"] / figures["single_us"]
+    figures["receiver_of_stock"] = (
+        figures["single_with_receiver_us"] / figures["stock_countdown_us"]
+    )
+    return figures
+
+
+def dispatch(bench: Bench) -> Figures:
+    """From all due at once to all on their queue, by a real beat, beside a bare Lua move."""
+    n = bench.size(20_000, 5_000)
+    rates, bare = [], []
+    for _ in range(bench.size(3, 2)):
+        bench.empty()
+        with bench.processes() as processes:
+            processes.beat()
+            wait_until(lambda: bench_app.app.delayed.shards[0].leader()[2], what="a leader")
+            lead = 4.0 + n / 10_000
+            due = time.time() + lead
+            _fill(n, countdown=lead, until=due)
+            done = _when(lambda: bench.client.llen("ours") >= n, due)
+            rates.append(n / (done - due))
+        bare.append(_bare_move(bench, n))
+    rate, floor = statistics.median(rates), statistics.median(bare)
+    return {"tasks": n, "rate": rate, "bare_move_rate": floor, "of_bare_move": rate / floor}
+
+
+def _fill(n: int, *, countdown: float, until: float) -> None:
+    """*n* tasks that are all due at the same millisecond."""
+    store = bench_app.app.delayed
+    at_ms = store.now_ms() + round(countdown * 1000)
+    calls = [DelayedCall((0.0, i), {"text": TEXT}) for i in range(n)]
+    bench_app.note_ours.apply_delayed_many(calls, eta=from_ms(at_ms))
+    if time.time() > until:
+        raise SystemExit("the machine is too slow: the tasks were due before they were scheduled")
+
+
+def _when(reached: Callable[[], bool], begun: float, patience: float = 60.0) -> float:
+    while not reached():
+        if time.time() > begun + patience:
+            raise SystemExit(f"not reached within {patience:g} s")
+        time.sleep(0.001)
+    return time.time()
+
+
+def _bare_move(bench: Bench, n: int) -> float:
+    message = bench.client.lindex("ours", 0)
+    pipe = bench.client.pipeline(transaction=False)
+    for number in range(n):
+        name = f"{number:036d}"
+        pipe.zadd("bare:z", {name: number})
+        pipe.hset("bare:h", name, message)
+        if number % 500 == 499:
+            pipe.execute()
+    pipe.execute()
+    move = bench.client.register_script(BARE_MOVE)
+    begun = time.perf_counter()
+    while move(keys=["bare:z", "bare:h", "bare:q"], args=[n, 300]):
+        pass
+    return n / (time.perf_counter() - begun)
+
+
+def lag(bench: Bench) -> Figures:
+    """Executed by a worker, minus eta: with nothing else pending, with a lot, and stock."""
+    n = bench.size(500, 150)
+    pending = bench.size(100_000, 10_000)
+    figures: Figures = {"tasks": n, "pending": pending}
+    for name, filled, task in (
+        ("empty", 0, bench_app.note_ours),
+        ("full", pending, bench_app.note_ours),
+        ("stock", 0, bench_app.note_stock),
+    ):
+        bench.empty()
+        ledger = bench.folder / f"lag-{name}"
+        app, queue = ("app", "ours") if task is bench_app.note_ours else ("stock", "stock")
+        with bench.processes(BENCH_LEDGER=str(ledger)) as processes:
+            processes.app = f"bench_app:{app}"
+            if app == "app":
+                processes.beat()
+            processes.worker(concurrency=1, queues=queue)
+            if filled:
+                calls = [DelayedCall((0.0, i), {"text": TEXT}) for i in range(filled)]
+                bench_app.note_ours.apply_delayed_many(calls, countdown=FAR)
+            begun = time.time() + 1.0
+            for number in range(n):
+                eta = begun + number * (10.0 if not bench.quick else 4.0) / n
+                _call_at(task, eta, number)
+            wait_until(lambda: _lines(ledger) >= n, timeout=60, what=f"{n} runs")
+        late = sorted(float(line.split()[0]) * 1000 for line in ledger.read_text().splitlines())
+        for percent in (50, 95, 99):
+            figures[f"{name}_p{percent}_ms"] = late[min(len(late) - 1, len(late) * percent // 100)]
+        figures[f"{name}_earliest_ms"] = late[0]
+    figures["p50_of_stock"] = figures["empty_p50_ms"] / figures["stock_p50_ms"]
+    return figures
+
+
+def _call_at(task: Any, eta: float, number: int) -> None:
+    instant = from_ms(round(eta * 1000))
+    if task is bench_app.note_ours:
+        task.apply_delayed((eta, number), {"text": TEXT}, eta=instant)
+    else:
+        task.apply_async((eta, number), {"text": TEXT}, eta=instant)
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def memory(bench: Bench) -> Figures:
+    """Redis bytes per pending task, beside the message that Celery keeps in Redis."""
+    n = bench.size(100_000, 20_000)
+    bench.empty()
+    before = int(bench.client.info("memory")["used_memory"])
+    calls = [DelayedCall((0.0, i), {"text": TEXT}) for i in range(n)]
+    bench_app.note_ours.apply_delayed_many(calls, countdown=FAR)
+    ours = (int(bench.client.info("memory")["used_memory"]) - before) / n
+    bench.empty()
+    before = int(bench.client.info("memory")["used_memory"])
+    few = n // 20
+    for number in range(few):
+        bench_app.note_stock.apply_async((0.0, number), {"text": TEXT}, countdown=FAR)
+    stock = (int(bench.client.info("memory")["used_memory"]) - before) / few
+    return {
+        "tasks": n,
+        "bytes_per_task": ours,
+        "stock_bytes_per_task": stock,
+        "of_stock": ours / stock,
+    }
+
+
+def idle(bench: Bench) -> Figures:
+    """What two beats cost while nothing is due."""
+    pending, seconds = bench.size(100_000, 10_000), bench.size(15, 5)
+    bench.empty()
+    calls = [DelayedCall((0.0, i), {"text": TEXT}) for i in range(pending)]
+    bench_app.note_ours.apply_delayed_many(calls, countdown=FAR)
+    with bench.processes() as processes:
+        beats = [processes.beat("beat-1"), processes.beat("beat-2")]
+        time.sleep(3)  # elected, connected, calm
+        commands = _client_commands(bench)
+        spent = sum(_process_cpu(beat.pid) for beat in beats)
+        begun = time.monotonic()
+        time.sleep(seconds)
+        elapsed = time.monotonic() - begun
+        spent = sum(_process_cpu(beat.pid) for beat in beats) - spent
+        commands = _client_commands(bench) - commands
+    return {
+        "pending": pending,
+        "commands_per_s_per_beat": commands / elapsed / len(beats),
+        "cpu_percent_per_beat": spent / elapsed / len(beats) * 100,
+    }
+
+
+def _client_commands(bench: Bench) -> int:
+    """Commands that clients have sent; those inside scripts are not among them."""
+    sent = bench.client.info("commandstats")
+    return sum(
+        int(sent.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in ("evalsha", "eval", "blpop")
+    )
+
+
+def _process_cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+MEASURES: Mapping[str, Callable[[Bench], Figures]] = {
+    "schedule": schedule,
+    "dispatch": dispatch,
+    "lag": lag,
+    "memory": memory,
+    "idle": idle,
+}
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": f"{os.cpu_count()} x {model.group(1) if model else platform.machine()}",
+        "python": platform.python_version(),
+        "celery": celery.__version__,
+        "kombu": kombu.__version__,
+        "load": json.dumps(os.getloadavg()),
+    }

@@ -36,7 +36,8 @@ def apply_delayed(
 
     Arguments:
         countdown, eta, tz: as for a task.
-        args, kwargs, **options: as for the canvas' ``apply_async``.
+        args, kwargs: as for the canvas' ``apply_async``.
+        **options: as well.
 
     Returns:
         What ``apply_async`` returns (``AsyncResult``, ``GroupResult``), with

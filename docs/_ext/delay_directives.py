@@ -1,0 +1,171 @@
+"""Directives that write the reference pages from the code.
+
+``delay-settings``, ``delay-keys``, ``delay-lua``, ``delay-states`` and ``delay-cli`` fill
+whole pages; ``delay-event`` adds to a hand-written meaning what the code says about the
+event, and the build warns about an event that no page describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from source_facts import documented, log_events, lua_commands
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+import celery_delay
+from celery_delay.settings import PREFIX, Settings
+from celery_delay.states import LEGAL, State
+from celery_delay.store.keys import ShardKeys
+
+PACKAGE = Path(celery_delay.__file__).parent
+logger = logging.getLogger(__name__)
+
+
+class Written(SphinxDirective):
+    """Parses the lines that :meth:`lines` makes in place of the directive."""
+
+    def lines(self) -> Iterable[str]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        source = f"<{self.name}>"
+        text = StringList([line for part in self.lines() for line in part.split("\n")], source)
+        node = nodes.section()
+        node.document = self.state.document
+        self.state.nested_parse(text, self.content_offset, node, match_titles=True)
+        return node.children
+
+
+class SettingsTable(Written):
+    def lines(self) -> Iterable[str]:
+        for one in fields(Settings):
+            yield f".. setting:: {PREFIX}{one.name}\n"
+            yield f"   Default: ``{one.default!r}``. In Django:"
+            yield f"   ``CELERY_{(PREFIX + one.name).upper()}``.\n"
+            yield f"   {one.metadata['doc']}\n"
+
+
+class KeysTable(Written):
+    def lines(self) -> Iterable[str]:
+        keys = ShardKeys("celery-delay:", 0)
+        yield ".. list-table::\n   :header-rows: 1\n   :widths: 38 62\n"
+        yield "   * - key\n     - type and contents"
+        for name, value in vars(ShardKeys).items():
+            if isinstance(value, property):
+                yield f"   * - ``{getattr(keys, name)}``\n     - {_flat(value.__doc__)}"
+        yield ""
+
+
+class LuaTable(Written):
+    def lines(self) -> Iterable[str]:
+        for command in lua_commands(PACKAGE):
+            title = f"``{command.name}.lua``"
+            yield f"{title}\n{'-' * len(title)}\n"
+            yield f"{command.sentence}\n"
+            yield f":keys: {', '.join(f'``{one}``' for one in command.keys)}"
+            arguments = [
+                f"``{name}``" + (f" ({unit})" if unit and unit != "flag" else "")
+                for name, kind, unit in command.arguments
+                if name not in ("now", "rest")
+            ]
+            if arguments:
+                yield f":arguments: {', '.join(arguments)}"
+            if command.returns:
+                yield f":returns: ``{command.returns}``"
+            yield f":on a full Redis: {'runs' if command.allow_oom else 'is refused'}\n"
+            if command.notes:
+                yield "::\n"
+                yield from (f"   {line}" for line in command.notes)
+                yield ""
+
+
+class StatesTable(Written):
+    def lines(self) -> Iterable[str]:
+        yield ".. list-table::\n   :header-rows: 1\n   :widths: 20 60 20\n"
+        yield "   * - state\n     - may be followed by\n     - ends the entry"
+        for state in State:
+            after = sorted(one.value for one in LEGAL[state])
+            yield f"   * - {state.value}\n     - {', '.join(after) or '–'}"
+            yield f"     - {'yes' if state.is_final else ''}"
+        yield ""
+
+
+class CommandLine(Written):
+    def lines(self) -> Iterable[str]:
+        try:
+            from celery_delay.cli import delay  # type: ignore[import-not-found,unused-ignore]
+        except ImportError:
+            yield "*The command line is not part of this build.*"
+            return
+        import click
+
+        context = click.Context(delay, info_name="celery -A proj delay")
+        for name in delay.list_commands(context):
+            command = delay.get_command(context, name)
+            yield f".. verb:: {name}\n"
+            inner = click.Context(command, info_name=f"celery -A proj delay {name}")
+            yield from (f"   {line}" for line in cleandoc(command.help or "").splitlines())
+            yield "\n   ::\n"
+            yield f"      {inner.get_usage().removeprefix('Usage: ')}\n"
+            for parameter in command.get_params(inner):
+                record = parameter.get_help_record(inner)
+                if record:
+                    yield f"   ``{record[0]}``\n      {_flat(record[1]) or '–'}\n"
+
+
+class Event(SphinxDirective):
+    """``.. delay-event:: name`` with the meaning as its body."""
+
+    has_content = True
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        found = log_events(PACKAGE).get(name)
+        if found is None:
+            raise self.error(f"no log call has the event {name!r}")
+        facts = f"; with {', '.join(f'``{one}``' for one in sorted(found.facts))}" * bool(found.facts)
+        lines = [f".. event:: {name}", ""]
+        lines += [f"   {line}" for line in self.content]
+        lines += [
+            "",
+            f"   {' or '.join(sorted(one.upper() for one in found.levels))}"
+            f" from {', '.join(f'``{one}``' for one in sorted(found.loggers))}{facts}.",
+        ]
+        node = nodes.section()
+        node.document = self.state.document
+        self.state.nested_parse(StringList(lines, f"<{name}>"), self.content_offset, node)
+        return node.children
+
+
+def _flat(text: Any) -> str:
+    return " ".join(str(text or "").split())
+
+
+def undescribed(app: Sphinx, env: Any) -> None:
+    """Warn about events in the code that the page does not describe."""
+    page = Path(app.srcdir) / "reference" / "events.rst"
+    for name in sorted(set(log_events(PACKAGE)) - documented(page, "delay-event")):
+        logger.warning("reference/events.rst does not describe the log event %r", name)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_object_type("setting", "setting", "setting; %s")
+    app.add_object_type("event", "event", "log event; %s")
+    app.add_object_type("verb", "verb", "celery delay; %s")
+    app.add_directive("delay-settings", SettingsTable)
+    app.add_directive("delay-keys", KeysTable)
+    app.add_directive("delay-lua", LuaTable)
+    app.add_directive("delay-states", StatesTable)
+    app.add_directive("delay-cli", CommandLine)
+    app.add_directive("delay-event", Event)
+    app.connect("env-check-consistency", undescribed)
+    return {"parallel_read_safe": True}

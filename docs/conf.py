@@ -1,0 +1,39 @@
+"""Sphinx configuration: ``sphinx-build -W -b html docs <out>`` with celery-delay installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import celery_delay
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "celery-delay"
+author = "The celery-delay authors"
+copyright = "the celery-delay authors; Apache-2.0"
+version = release = celery_delay.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "delay_directives",
+]
+exclude_patterns = ["_build", "reports"]
+nitpicky = False  # Celery's and redis-py's own objects are not documented here
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+
+html_theme = "alabaster"
+html_theme_options = {
+    "description": "Delayed Celery tasks that live in Redis and reach their queue exactly once",
+    "fixed_sidebar": True,
+    "page_width": "1060px",
+    "sidebar_width": "250px",
+}
+html_show_sourcelink = False

@@ -194,6 +194,8 @@ class CeleryDelay:
     def shards(self) -> tuple[RedisStore, ...]:
         """The store, shard by shard."""
         links = self.links()
+        if self.settings.redis_url is not None:
+            self._broker.check_server(links)
         return tuple(
             RedisStore(links, keys, self.settings, self.clock) for keys in self.shard_keys
         )
@@ -234,6 +236,15 @@ class CeleryDelay:
         if self.settings.audited:
             for one in transitions:
                 self._shard(one.entry_id.task_id).record([one])
+
+    def check(self) -> None:
+        """Refuse a wrong configuration; without a connection.
+
+        Raises:
+            InvalidSetting, UnsupportedBroker: the text says what to change.
+        """
+        _ = self.settings
+        self._broker.check()
 
     def went_native(self, task_id: str, run: int) -> None:
         """A run of *task_id* was sent natively from inside the run before it."""

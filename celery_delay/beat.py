@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from celery_delay import occurrences
 from celery_delay.amqp import collecting
 from celery_delay.app import CeleryDelay
 from celery_delay.entries import Addition, Due
-from celery_delay.exceptions import DelayError, StoreUnavailable
+from celery_delay.exceptions import DelayError, StoreUnavailable, UnsupportedBroker
 from celery_delay.periodic import Periodic, occurrence_id
 from celery_delay.replica import Replica
+from celery_delay.store.keys import shard_of
 
 __all__ = ["Scheduler"]
 
@@ -78,7 +80,7 @@ class Scheduler(celery_beat.Scheduler):
         Raises:
             InvalidSetting, UnsupportedBroker: the only errors that end beat.
         """
-        _ = self._delayed.settings
+        self._delayed.check()
         super().setup_schedule()
 
     def tick(self, *_args: Any, **_kwargs: Any) -> float:
@@ -90,6 +92,8 @@ class Scheduler(celery_beat.Scheduler):
         self._ticking = True
         try:
             return float(min(self._tick(), self.max_interval or 1.0))
+        except UnsupportedBroker:
+            raise  # store and broker are two servers: no waiting will mend that
         except (DelayError, OperationalError) as exc:
             if not self._failing:
                 logger.warning(
@@ -162,12 +166,10 @@ class Scheduler(celery_beat.Scheduler):
 
     def _build(self, name: str, nominal_ms: int) -> Addition | None:
         entry = copy.copy(self.schedule[name])
-        version = self._plans()[name].version
-        prefix = self._delayed.settings.key_prefix
         entry.options = {
             **entry.options,
             "headers": dict(entry.options.get("headers") or {}),
-            "task_id": occurrence_id(prefix, name, version, nominal_ms),
+            "task_id": self._occurrence_id(name, nominal_ms),
         }
         self._failure = None
         with collecting(Due(0, True)) as collection:
@@ -183,3 +185,11 @@ class Scheduler(celery_beat.Scheduler):
             story=json.dumps({**addition.facts, "periodic": name}),
         )
 
+    def _occurrence_id(self, name: str, nominal_ms: int) -> str:
+        """The task id of an occurrence, such that its entry lives where the schedules do."""
+        settings, version = self._delayed.settings, self._plans()[name].version
+        salts = itertools.chain([""], (f"/{number}" for number in itertools.count(1)))
+        ids = (
+            occurrence_id(settings.key_prefix, name, version + salt, nominal_ms) for salt in salts
+        )
+        return next(one for one in ids if shard_of(one, settings.shards) == 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery_delay.exceptions import StoreUnavailable, UnsupportedBroker
 from celery_delay.store.connection import Links
+from celery_delay.store.scripts import server_of
 
 __all__ = ["RedisBroker"]
 
@@ -21,14 +22,37 @@ class RedisBroker:
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    @cached_property
-    def _channel(self) -> Any:
+    def check(self) -> None:
+        """Refuse a broker that tasks cannot be moved to; without a connection.
+
+        Raises:
+            UnsupportedBroker: it is no Redis.
+        """
         connection = self._app.connection_for_write()
         if connection.transport.driver_type != "redis":
             raise UnsupportedBroker(
                 "celery-delay needs a Redis broker in this version;"
                 f" broker_url is {connection.as_uri()}"
             )
+
+    def check_server(self, links: Links) -> None:
+        """Refuse a store on another Redis server than the queues': the move could not reach them.
+
+        Raises:
+            UnsupportedBroker: they are two servers.
+            StoreUnavailable: one of them cannot be asked.
+        """
+        here, there = (server_of(one.link())["run_id"] for one in (self.links(2.0), links))
+        if here != there:
+            raise UnsupportedBroker(
+                "delay_redis_url leads to another Redis server than broker_url: in this version"
+                " the store must be on the broker's server (any DB number)"
+            )
+
+    @cached_property
+    def _channel(self) -> Any:
+        self.check()
+        connection = self._app.connection_for_write()
         try:
             return connection.channel()
         except connection.connection_errors as exc:

@@ -17,6 +17,7 @@ from celery_delay.app import CeleryDelay
 from celery_delay.auditor import Auditor
 from celery_delay.dispatcher import LONGEST_WAIT, Dispatcher
 from celery_delay.elector import Elector
+from celery_delay.exceptions import AuditUnavailable, ForeignDatabase
 from celery_delay.loops import Loop
 from celery_delay.store.keys import ShardKeys
 from celery_delay.store.lease import RedisLease
@@ -67,6 +68,8 @@ class _Shard:
         self._wake = links.waiter(keys.wake)
         self._handover = links.waiter(keys.handover)
         self._led: int | None = None
+        #: Why this replica must not lead; it may when its audit database has been looked at.
+        self._barred = ""
         number = keys.shard
         self._dispatching = Loop(
             f"dispatcher-{number}", self._dispatch, self._clock,
@@ -87,6 +90,7 @@ class _Shard:
                 f"auditor-{number}", self._drain, self._clock, last=self._drain_once_more
             )
             self._loops.append(self._draining)
+            self._barred = "its audit database has not been looked at yet"
             self._drain_interval = settings.drain_interval
 
     def start(self) -> None:
@@ -109,6 +113,10 @@ class _Shard:
     # -- elector thread -----------------------------------------------------------------
 
     def _elect(self) -> float:
+        if self._barred:
+            self.elector.resign()
+            self._led = None
+            return LONGEST_WAIT
         wait = self.elector.run_once()
         term, seen = self.elector.term(), self.elector.seen
         if term != self._led:
@@ -158,10 +166,25 @@ class _Shard:
     # -- auditor thread -----------------------------------------------------------------
 
     def _drain(self) -> float:
+        if self._barred:
+            self._verify()
         term = self.elector.term()
         if term is None:
             return self._drain_interval
         return 0.0 if self._auditor.run_once(term) else self._drain_interval
+
+    def _verify(self) -> None:
+        """Whether the audit database is this store's; one that is away is no reason not to lead."""
+        try:
+            self._auditor.verify()
+        except ForeignDatabase as exc:
+            self._barred = str(exc)
+            raise
+        except AuditUnavailable:
+            self._barred = ""
+            raise
+        self._barred = ""
+        self._electing.bell.ring()
 
     def _drain_once_more(self) -> None:
         # without the lease: the cursor's compare-and-set makes two drainers safe

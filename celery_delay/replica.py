@@ -123,8 +123,10 @@ class _Shard:
             self._led = term
             self._handover.close()
             self._dispatching.bell.ring()
-        elif term is None and seen is not None and seen.now_ms > (seen.head_due_ms or math.inf):
-            self._dispatching.bell.ring()  # it decides whether that is to be stolen
+        elif seen is not None and seen.now_ms > (seen.head_due_ms or math.inf):
+            # A standby's dispatcher decides whether that is to be stolen.  The leader's has
+            # missed a wake-up if it waits: Redis gave the token to a frozen former leader.
+            self._dispatching.bell.ring()
         return wait
 
     def _wait_for_handover(self, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta, timezone, tzinfo
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -62,14 +63,16 @@ def due_of(
 def _milliseconds(countdown: Any) -> int:
     if isinstance(countdown, timedelta):
         return -(-countdown // timedelta(milliseconds=1))
-    if isinstance(countdown, bool) or not isinstance(countdown, Real):
+    # Decimal is no Real, but a number of seconds none the less
+    if isinstance(countdown, bool) or not isinstance(countdown, (Real, Decimal)):
         raise TypeError(
             f"countdown must be a number of seconds or a timedelta, not {countdown!r}"
         )
-    seconds = float(countdown)
-    if not math.isfinite(seconds):
-        raise ValueError(f"countdown must be finite, not {countdown!r}")
-    return math.ceil(seconds * 1000)
+    seconds: Any = countdown
+    try:
+        return math.ceil(seconds * 1000)
+    except (ArithmeticError, ValueError):
+        raise ValueError(f"countdown must be finite, not {countdown!r}") from None
 
 
 def _datetime(eta: Any) -> datetime:
@@ -104,6 +107,6 @@ def _zone(tz: Any) -> tzinfo:
     if isinstance(tz, str):
         try:
             return ZoneInfo(tz)
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of zones
             raise ValueError(f"tz={tz!r} is no known time zone") from None
     raise TypeError(f"tz must be the name of a time zone or a tzinfo, not {tz!r}")

@@ -235,8 +235,10 @@ class Settings:
             if not isinstance(name, str) or not name.startswith(PREFIX):
                 continue
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                # without the prefix, which would make any two of them alike
+                bare = [one.name for one in fields(cls)]
+                near = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=1)
+                hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
                 raise InvalidSetting(f"there is no setting {name}{hint}")
             given[name.removeprefix(PREFIX)] = value
         return cls(**given)

@@ -47,8 +47,8 @@ class _EntryPlan:
     def next_after(self, after_ms: int) -> int | None:
         return occurrences.next_after(self.schedule, after_ms)
 
-    def latest(self, first_ms: int, now_ms: int) -> int:
-        return occurrences.latest(self.schedule, first_ms, now_ms)
+    def firing(self, first_ms: int, now_ms: int, last_ms: int) -> tuple[int | None, int | None]:
+        return occurrences.firing(self.schedule, first_ms, now_ms, last_ms)
 
 
 class Scheduler(celery_beat.Scheduler):
@@ -66,6 +66,7 @@ class Scheduler(celery_beat.Scheduler):
         self._ticking = False
         self._closed = False
         self._failing = False
+        self._known_plans: dict[str, _EntryPlan] = {}
         super().__init__(app, *args, **kwargs)
 
     @property
@@ -157,11 +158,16 @@ class Scheduler(celery_beat.Scheduler):
         return self._replica
 
     def _plans(self) -> dict[str, _EntryPlan]:
+        # looked at anew each time: the user's code may have changed the schedule
         plans = {}
         for name, entry in self.schedule.items():
-            text = occurrences.definition(entry.schedule)
-            digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
-            plans[name] = _EntryPlan(entry.schedule, digest)
+            known = self._known_plans.get(name)
+            if known is None or known.schedule is not entry.schedule:
+                text = occurrences.definition(entry.schedule)
+                digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
+                known = _EntryPlan(entry.schedule, digest)
+            plans[name] = known
+        self._known_plans = plans
         return plans
 
     def _build(self, name: str, nominal_ms: int) -> Addition | None:
@@ -174,7 +180,7 @@ class Scheduler(celery_beat.Scheduler):
         self._failure = None
         with collecting(Due(0, True)) as collection:
             self.apply_entry(entry)
-        if isinstance(self._failure, (DelayError, OperationalError, OSError)):
+        if isinstance(self._failure, (DelayError, OperationalError, ConnectionError)):
             raise StoreUnavailable(f"cannot make the message of {name!r}") from self._failure
         self.reserve(self.schedule[name])
         if not collection.additions:
@@ -187,7 +193,7 @@ class Scheduler(celery_beat.Scheduler):
 
     def _occurrence_id(self, name: str, nominal_ms: int) -> str:
         """The task id of an occurrence, such that its entry lives where the schedules do."""
-        settings, version = self._delayed.settings, self._plans()[name].version
+        settings, version = self._delayed.settings, self._known_plans[name].version
         salts = itertools.chain([""], (f"/{number}" for number in itertools.count(1)))
         ids = (
             occurrence_id(settings.key_prefix, name, version + salt, nominal_ms) for salt in salts

@@ -15,15 +15,23 @@ from typing import Protocol
 from uuid import NAMESPACE_URL, uuid5
 
 from celery_delay.entries import Addition
-from celery_delay.exceptions import DelayError
-from celery_delay.ports import PeriodicStore
+from celery_delay.exceptions import DelayError, StoreUnavailable
+from celery_delay.ports import ENDED, UNKNOWN, PeriodicStore
 
 __all__ = ["Periodic", "Plan", "occurrence_id"]
 
 logger = logging.getLogger(__name__)
 
-#: The longest wait between two looks, in seconds.
-LONGEST_WAIT = 1.0
+#: The longest wait between two looks, and the wait when nothing that is due could be fired,
+#: in seconds.
+LONGEST_WAIT, SHORT_WAIT = 1.0, 0.1
+#: How often the stored schedules are compared with ours: a Redis that was emptied or went
+#: back in time gets them again.  In ms.
+SYNC_EVERY = 30_000
+#: A schedule that cannot be calculated is tried again after this, in ms.
+RETRY_AFTER = 60_000
+#: Pauses of an entry whose message cannot be made because something is away, in ms.
+SHORTEST_PAUSE, LONGEST_PAUSE = 500, 30_000
 
 
 class Plan(Protocol):
@@ -35,11 +43,14 @@ class Plan(Protocol):
         ...
 
     def next_after(self, after_ms: int) -> int | None:
-        """The first occurrence after an instant."""
+        """The first occurrence after an instant; ``None`` if there is none."""
         ...
 
-    def latest(self, first_ms: int, now_ms: int) -> int:
-        """The last occurrence of those from the first to now."""
+    def firing(self, first_ms: int, now_ms: int, last_ms: int) -> tuple[int | None, int | None]:
+        """The occurrence to run of those from the first to now, and what to store as next.
+
+        ``None`` as the former: nothing is to be run.  *last_ms* is when it last fired.
+        """
         ...
 
 
@@ -53,84 +64,111 @@ class Periodic:
 
     Arguments:
         build: makes the entry of (schedule name, nominal instant in ms); ``None`` if the
-            message cannot be made, in which case that occurrence is skipped.
+            message cannot be made, in which case that occurrence is skipped.  It raises
+            ``StoreUnavailable`` if what it needs is away: the occurrence then stays due.
     """
 
-    def __init__(
-        self, store: PeriodicStore, build: Callable[[str, int], Addition | None]
-    ) -> None:
+    def __init__(self, store: PeriodicStore, build: Callable[[str, int], Addition | None]) -> None:
         self._store = store
         self._build = build
         self._synced: tuple[int, dict[str, str]] | None = None
+        self._sync_at = 0
+        self._expects_some = False
+        self._failing: set[str] = set()
+        #: name → (when to try again, present pause), in ms of the store
+        self._held: dict[str, tuple[int, int]] = {}
 
     def run_once(self, term: int, plans: Mapping[str, Plan]) -> float:
         """Fire what is due.
 
         Returns:
-            Seconds until the next occurrence, at most :data:`LONGEST_WAIT`.
+            Seconds until the next look, at most :data:`LONGEST_WAIT`.
 
         Raises:
             StoreUnavailable: an occurrence that was not fired will be.
         """
-        versions = {name: plan.version for name, plan in plans.items()}
-        if self._synced != (term, versions):
-            self._sync(term, plans, versions)
-        if not plans:
-            return LONGEST_WAIT
         now_ms, due, next_ms = self._store.due_schedules()
+        versions = {name: plan.version for name, plan in plans.items()}
+        if self._must_sync(term, versions, now_ms) or (
+            self._expects_some and not due and next_ms is None
+        ):
+            if not self._sync(term, plans, versions, now_ms):
+                return SHORT_WAIT
+            now_ms, due, next_ms = self._store.due_schedules()
+        waits = [LONGEST_WAIT]
+        if next_ms is not None:
+            waits.append(max(0.0, (next_ms - now_ms) / 1000))
         for name, first_ms in due:
-            plan = plans.get(name)
-            if plan is not None:
-                self._fire(term, name, plan, first_ms, now_ms)
-        if due:
-            return 0.0  # look again: what follows may be due already
-        if next_ms is None:
-            return LONGEST_WAIT
-        return min(LONGEST_WAIT, max(0.0, (next_ms - now_ms) / 1000))
+            retry_at, _ = self._held.get(name, (0, 0))
+            if name not in plans:
+                self._synced = None
+                waits.append(SHORT_WAIT)
+            elif now_ms < retry_at <= now_ms + LONGEST_PAUSE:
+                waits.append((retry_at - now_ms) / 1000)
+            elif self._fire(term, name, plans[name], first_ms, now_ms):
+                waits.append(0.0)  # look again: what follows may be due already
+            else:
+                waits.append(SHORT_WAIT)
+        return min(waits)
 
-    def _sync(self, term: int, plans: Mapping[str, Plan], versions: dict[str, str]) -> None:
-        now_ms, _, _ = self._store.due_schedules()
+    def _must_sync(self, term: int, versions: dict[str, str], now_ms: int) -> bool:
+        if self._synced != (term, versions):
+            return True
+        # also if the store's clock has gone back
+        return not self._sync_at - SYNC_EVERY <= now_ms < self._sync_at
+
+    def _sync(
+        self, term: int, plans: Mapping[str, Plan], versions: dict[str, str], now_ms: int
+    ) -> bool:
         schedules = {}
         for name, plan in plans.items():
             try:
                 following = plan.next_after(now_ms)
             except Exception:
                 # one schedule that cannot be calculated must not stop the others
-                logger.error(
-                    "cannot calculate the next run of %r; it will not run",
-                    name,
-                    exc_info=True,
-                    extra={"event": "schedule_failed", "schedule": name},
-                )
-                continue
-            schedules[name] = (plan.version, -1 if following is None else following)
-        if self._store.sync_schedules(term=term, schedules=schedules):
-            self._synced = (term, versions)
+                self._cannot_calculate(name)
+                schedules[name] = (plan.version, UNKNOWN)
+            else:
+                self._calculates(name)
+                schedules[name] = (plan.version, ENDED if following is None else following)
+        if not self._store.sync_schedules(term=term, schedules=schedules):
+            return False  # we lead no more
+        self._synced = (term, versions)
+        self._sync_at = now_ms + SYNC_EVERY
+        self._expects_some = any(next_ms >= 0 for _, next_ms in schedules.values())
+        self._failing &= plans.keys()
+        self._held = {name: held for name, held in self._held.items() if name in plans}
+        return True
 
-    def _fire(self, term: int, name: str, plan: Plan, first_ms: int, now_ms: int) -> None:
+    def _fire(self, term: int, name: str, plan: Plan, first_ms: int, now_ms: int) -> bool:
+        """Whether the schedule has moved on."""
+        cursor = self._store.cursor(name)
+        last_ms = first_ms if cursor is None else cursor
         try:
-            nominal_ms = plan.latest(first_ms, now_ms)
-            next_ms = plan.next_after(nominal_ms)
-            addition = self._build(name, nominal_ms)
-        except DelayError:
-            raise  # the store or broker is away: the occurrence stays due
+            nominal_ms, next_ms = plan.firing(first_ms, now_ms, last_ms)
         except Exception:
-            logger.error(
-                "cannot fire %r; trying again with its next occurrence",
-                name,
-                exc_info=True,
-                extra={"event": "schedule_failed", "schedule": name},
-            )
-            nominal_ms, next_ms, addition = first_ms, now_ms + 60_000, None
-        fired = self._store.fire(
+            self._cannot_calculate(name)
+            nominal_ms, next_ms = None, now_ms + RETRY_AFTER
+        else:
+            self._calculates(name)
+        try:
+            addition = None if nominal_ms is None else self._build(name, nominal_ms)
+        except StoreUnavailable as exc:
+            self._hold(name, now_ms, exc)
+            return False
+        self._release(name)
+        cursor_ms = last_ms if nominal_ms is None else nominal_ms
+        moved = self._store.fire(
             term=term,
             name=name,
             expected_ms=first_ms,
-            cursor_ms=nominal_ms,
+            cursor_ms=cursor_ms,
             next_ms=next_ms,
             addition=addition,
         )
-        if fired and addition is not None:
+        if not moved:
+            self._synced = None  # another leads, or Redis is not what it was
+        elif addition is not None:
             logger.info(
                 "fired %s (%s)",
                 name,
@@ -139,6 +177,43 @@ class Periodic:
                     "event": "schedule_fired",
                     "schedule": name,
                     "task_id": addition.entry_id.task_id,
-                    "late_ms": now_ms - nominal_ms,
+                    "late_ms": now_ms - cursor_ms,
                 },
             )
+        return moved
+
+    # -- what fails, said once ----------------------------------------------------------
+
+    def _cannot_calculate(self, name: str) -> None:
+        if name not in self._failing:
+            self._failing.add(name)
+            logger.error(
+                "cannot calculate the next run of %r; trying again every %d s",
+                name,
+                RETRY_AFTER // 1000,
+                exc_info=True,
+                extra={"event": "schedule_failed", "schedule": name},
+            )
+
+    def _calculates(self, name: str) -> None:
+        if name in self._failing:
+            self._failing.discard(name)
+            logger.info(
+                "%r runs again", name, extra={"event": "schedule_recovered", "schedule": name}
+            )
+
+    def _hold(self, name: str, now_ms: int, exc: DelayError) -> None:
+        _, pause = self._held.get(name, (0, 0))
+        if not pause:
+            logger.warning(
+                "%r waits, and is tried again: %s",
+                name,
+                exc,
+                extra={"event": "schedule_held", "schedule": name},
+            )
+        pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, pause * 2))
+        self._held[name] = (now_ms + pause, pause)
+
+    def _release(self, name: str) -> None:
+        if self._held.pop(name, None):
+            logger.info("%r goes on", name, extra={"event": "schedule_released", "schedule": name})

@@ -14,6 +14,8 @@ from celery_delay.entries import Addition, EntryId, Event, StoredEntry
 from celery_delay.states import CancelOutcome, State
 
 __all__ = [
+    "ENDED",
+    "UNKNOWN",
     "Added",
     "AuditLog",
     "Cancelled",
@@ -132,12 +134,18 @@ class DispatchStore(Protocol):
     def merge_back(self, *, term: int) -> int: ...
 
 
+#: In place of a next occurrence: there is none; it is not known, so what is stored stays.
+ENDED, UNKNOWN = -1, -2
+
+
 class PeriodicStore(Protocol):
     """What the periodic service needs of a shard."""
 
     def sync_schedules(self, *, term: int, schedules: Mapping[str, tuple[str, int]]) -> bool: ...
 
     def due_schedules(self) -> tuple[int, list[tuple[str, int]], int | None]: ...
+
+    def cursor(self, name: str) -> int | None: ...
 
     def fire(
         self,

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from string import ascii_uppercase
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from celery_delay.clock import Clock
 from celery_delay.entries import (
     Addition,
@@ -79,6 +81,7 @@ class RedisStore:
         self._clock = clock
         self._test_now = test_now
         self._offset_ms: float | None = None
+        self._not_before = 0
         self._tombstone_ms = settings.window_ms + 1_000
         self._journal_max = settings.journal_max if settings.audited else 0
 
@@ -88,11 +91,11 @@ class RedisStore:
         """The store's clock in ms, estimated from the last answer; never ahead of it."""
         if self._test_now:
             return self._test_now()
-        if self._offset_ms is None:
-            with self._link() as link:
-                self._ask_time(link)
-        assert self._offset_ms is not None
-        return int(self._offset_ms + self._clock.boot() * 1000)
+        # another thread may forget it meanwhile
+        offset = self._offset_ms
+        if offset is None:
+            offset = self._learn(self.time_ms())
+        return int(offset + self._clock.boot() * 1000)
 
     def add(self, additions: Sequence[Addition]) -> list[Added]:
         """Store *additions*, all or none, at most :data:`ADD_LIMIT` of them.
@@ -102,15 +105,18 @@ class RedisStore:
 
         Raises:
             StoreUnavailable: nothing was stored.
+            ValueError: a task id has a line break or a tab; nothing was stored.
             AlreadyScheduled: one task id has a live entry; nothing was stored.
             JournalFull: with ``delay_journal_full = "refuse"``; nothing was stored.
-            OutcomeUnknown: no answer within the window.
+            OutcomeUnknown: no answer within the window, or the script broke.
         """
         unknown = ""
         redraws = 0
         inline = False
         offered: dict[str, str] = {}
-        now = self.now_ms()
+        if not additions:
+            return []
+        now = self._time_to_draw()
         drawn = self._draw(additions, now)
         give_up = self._clock.boot() + self._settings.add_window
         while True:
@@ -119,6 +125,7 @@ class RedisStore:
                     "add",
                     {
                         "now": self._given_now(),
+                        "window": self._settings.window_ms,
                         "tombstone_ms": self._tombstone_ms,
                         "journal_max": self._journal_max,
                         "refuse_when_full": int(self._settings.journal_full == "refuse"),
@@ -136,6 +143,8 @@ class RedisStore:
                     raise
                 self._pause_or_give_up(give_up, drawn, unknown)
                 continue
+            except ResponseError as exc:
+                raise OutcomeUnknown(drawn[0].entry_id, f"Redis says: {exc}") from exc
             status = answer[0].decode()
             if status == "OK":
                 codes = answer[2].decode()
@@ -143,8 +152,8 @@ class RedisStore:
                     Added(one.entry_id, code, int(due))
                     for one, code, due in zip(drawn, codes, answer[3:], strict=True)
                 ]
-            if status == "CONFLICT" and unknown:
-                # an earlier attempt may still arrive, once the other entry has left
+            if unknown and status not in ("TEMPLATE", "INLINE"):
+                # this attempt wrote nothing, but an earlier one may have, or may still arrive
                 raise OutcomeUnknown(drawn[0].entry_id, unknown)
             if status == "CONFLICT":
                 raise AlreadyScheduled(answer[2].decode())
@@ -159,13 +168,12 @@ class RedisStore:
                 }
             elif status == "INLINE":
                 inline, offered = True, {}
-            elif unknown or redraws == REDRAWS:
-                # LATE: this attempt wrote nothing, but an earlier one may have
-                raise OutcomeUnknown(drawn[0].entry_id, unknown or "the add came too late")
+            elif redraws == REDRAWS:
+                raise StoreUnavailable("each add came later to Redis than delay_add_window allows")
             else:
                 redraws += 1
                 self._offset_ms = None
-                now = self.now_ms()
+                now = self._time_to_draw()
                 drawn = self._draw(additions, now)
 
     def cancel(self, task_id: str, *, run: int = 0, data: Mapping[str, object]) -> Cancelled:
@@ -175,38 +183,41 @@ class RedisStore:
             run: the run of an add whose outcome is unknown, so that it is refused too.
             data: who and why; goes to the journal.
 
+        The entry in the answer is ``None`` if an earlier call took it out, or if its record
+        could not be read.
+
         Raises:
+            StoreUnavailable: nothing was cancelled.
             OutcomeUnknown: no answer came; calling again gives the final one.
         """
+        unknown = ""
+        deadline = self.now_ms() + self._settings.window_ms
         give_up = self._clock.boot() + self._settings.add_window
         while True:
             try:
-                with self._link() as link:
-                    answer = self._script(
-                        link,
-                        "cancel",
-                        {
-                            "now": self._given_now(),
-                            "tombstone_ms": self._tombstone_ms,
-                            "journal_max": self._journal_max,
-                            "epoch": self._epoch(link) or 0,
-                            "task_id": task_id,
-                            "run": run,
-                            "data": json.dumps(data),
-                        },
-                    )
-                    if answer[0] == b"EPOCH":
-                        link.learnt.pop("epoch", None)
-                        continue
-                break
-            except AnswerLost as exc:
-                if self._clock.boot() >= give_up:
-                    raise OutcomeUnknown(EntryId(task_id, run), str(exc)) from exc
+                answer = self._cancel_once(task_id, run, deadline, json.dumps(data))
+            except (AnswerLost, StoreUnavailable, ResponseError) as exc:
+                if isinstance(exc, StoreUnavailable) and not unknown:
+                    raise
+                unknown = unknown or str(exc) or "the answer was lost"
+                if isinstance(exc, ResponseError) or self._clock.boot() >= give_up:
+                    raise OutcomeUnknown(EntryId(task_id, run), unknown) from exc
                 self._clock.sleep(REPEAT_AFTER)
+                continue
+            if answer[0] not in (b"EPOCH", b"LATE"):
+                break
+            if answer[0] == b"LATE" and unknown:
+                raise OutcomeUnknown(EntryId(task_id, run), unknown)
+            if self._clock.boot() >= give_up:
+                raise StoreUnavailable("each cancel came later to Redis than delay_add_window")
+            self._offset_ms = None
+            deadline = self.now_ms() + self._settings.window_ms
+        # should this id be used again, its run must be told from the one that is refused
+        self._not_before = max(self._not_before, int(answer[1]) + 1)
         outcome = CancelOutcome(answer[0].decode())
-        if len(answer) < 5:
+        if len(answer) < 6:
             return Cancelled(outcome, None)
-        return Cancelled(outcome, _stored(task_id, 0, answer[3].decode(), answer[4].decode()))
+        return Cancelled(outcome, _stored(task_id, int(answer[5] or 0), answer[3], answer[4]))
 
     # -- reading ------------------------------------------------------------------------
 
@@ -218,14 +229,20 @@ class RedisStore:
         self, *, after_ms: int, before_ms: int, limit: int, offset: int
     ) -> list[StoredEntry]:
         """Live entries with ``after_ms <= eta <= before_ms``, the earliest first."""
-        ids = self._read(
-            "ZRANGE", self.keys.schedule, after_ms, before_ms, "BYSCORE", "LIMIT", offset, limit
-        )
-        return list(self._stored([one.decode() for one in ids]))
+        found: list[tuple[float, bytes]] = []
+        for key in (self.keys.schedule, self.keys.blocked):
+            bounds = (after_ms, before_ms, "BYSCORE", "LIMIT", 0, offset + limit, "WITHSCORES")
+            pairs = self._read("ZRANGE", key, *bounds)
+            found += zip(map(float, pairs[1::2]), pairs[::2], strict=True)
+        ids = [task_id.decode() for _, task_id in sorted(found)[offset : offset + limit]]
+        return list(self._stored(ids))
 
     def count(self, *, after_ms: int, before_ms: int) -> int:
         """How many live entries have ``after_ms <= eta <= before_ms``."""
-        return int(self._read("ZCOUNT", self.keys.schedule, after_ms, before_ms))
+        return sum(
+            int(self._read("ZCOUNT", key, after_ms, before_ms))
+            for key in (self.keys.schedule, self.keys.blocked)
+        )
 
     def sizes(self) -> dict[str, int]:
         """Numbers of what the shard holds: pending, blocked, quarantined, journal, templates."""
@@ -241,7 +258,7 @@ class RedisStore:
         """Task id → why, of what could not be handed off."""
         parked = self._read("HGETALL", self.keys.quarantine)
         return {
-            task_id.decode(): json.loads(parked[i + 1])[0]
+            task_id.decode(): json.loads(parked[i + 1].decode(errors="replace"))[0]
             for i, task_id in enumerate(parked)
             if i % 2 == 0
         }
@@ -293,6 +310,8 @@ class RedisStore:
                 )
             except AnswerLost as exc:
                 raise StoreUnavailable(f"lost the answer to a move: {exc}") from exc
+            except ResponseError as exc:
+                raise StoreUnavailable(f"Redis fails in the move: {exc}") from exc
             status, now = answer[0], int(answer[1])
             if status == b"EPOCH":
                 link.learnt.pop("epoch", None)
@@ -338,14 +357,8 @@ class RedisStore:
     def merge_back(self, *, term: int) -> int:
         """Return blocked entries to the schedule; how many, at most a batch."""
         with self._link() as link:
-            answer = self._sure(
-                link,
-                "merge_back",
-                {
-                    "epoch": self._epoch(link) or 0,
-                    "term": term,
-                    "limit": self._settings.batch_size,
-                },
+            answer = self._in_epoch(
+                link, "merge_back", {"term": term, "limit": self._settings.batch_size}
             )
         return answer if isinstance(answer, int) else 0
 
@@ -354,18 +367,16 @@ class RedisStore:
     def sync_schedules(self, *, term: int, schedules: Mapping[str, tuple[str, int]]) -> bool:
         """Make the stored schedules those given: name → (version, next occurrence in ms).
 
-        A schedule whose stored version is the same keeps its stored next occurrence.
+        A schedule whose stored version is the same keeps its stored next occurrence.  Instead
+        of an instant: ``ports.ENDED``, or ``ports.UNKNOWN``, which leaves the schedule alone.
 
         Returns:
             False if *term* leads no more.
         """
         rest = [part for name, (version, due) in schedules.items() for part in (name, version, due)]
         with self._link() as link:
-            answer = self._sure(
-                link,
-                "sync_schedules",
-                {"now": self._given_now(), "epoch": self._epoch(link) or 0, "term": term},
-                rest,
+            answer = self._in_epoch(
+                link, "sync_schedules", {"now": self._given_now(), "term": term}, rest
             )
         return bool(answer == b"OK")
 
@@ -383,9 +394,13 @@ class RedisStore:
         return now, pairs, int(float(after[1])) if after else None
 
     def cursor(self, name: str) -> int | None:
-        """The last nominal instant, in ms, at which the schedule *name* fired."""
+        """The last nominal instant, in ms, at which the schedule *name* fired.
+
+        Before its first: when it was first seen.  ``None``: there is no such schedule.
+        """
         stored = self._read("HGET", self.keys.schedules, name)
-        return json.loads(stored).get("cursor") if stored else None
+        cursor = json.loads(stored).get("cursor") if stored else None
+        return None if cursor is None else int(cursor)
 
     def fire(
         self,
@@ -420,13 +435,12 @@ class RedisStore:
                 addition.template,
             ]
         with self._link() as link:
-            answer = self._sure(
+            answer = self._in_epoch(
                 link,
                 "fire",
                 {
                     "now": self._given_now(),
                     "journal_max": self._journal_max,
-                    "epoch": self._epoch(link) or 0,
                     "term": term,
                     "name": name,
                     "expected": expected_ms,
@@ -454,29 +468,24 @@ class RedisStore:
             self._call(
                 "record", {"now": self._given_now(), "journal_max": self._journal_max}, rest
             )
-        except AnswerLost as exc:
-            raise StoreUnavailable(f"lost the answer of the journal: {exc}") from exc
+        except (AnswerLost, ResponseError) as exc:
+            raise StoreUnavailable(f"the journal may miss a transition: {exc}") from exc
 
     def read_journal(self, after: str, limit: int) -> list[tuple[str, list[Event]]]:
         """Journal entries behind the stream id *after* ("0" for all), at most *limit*.
 
-        An entry that cannot be decoded comes with no events, and is skipped that way.
+        What cannot be read in one comes as events in the state GAP.
         """
         start = "-" if after == "0" else f"({after}"
         found = []
         for stream_id, pairs in self._read("XRANGE", self.keys.journal, start, "+", "COUNT", limit):
-            known = dict(zip(pairs[::2], pairs[1::2], strict=True))
-            try:
-                events = decode_lines(
-                    self.keys.shard,
-                    int(known[b"e"]),
-                    stream_id.decode(),
-                    known[b"s"].decode(),
-                    int(known[b"t"]),
-                    known[b"d"].decode(),
-                )
-            except (KeyError, ValueError):
-                events = []
+            parts = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            state, epoch, at_ms, text = (
+                parts.get(name, b"").decode(errors="replace") for name in (b"s", b"e", b"t", b"d")
+            )
+            events = decode_lines(
+                self.keys.shard, _number(epoch), stream_id.decode(), state, _number(at_ms), text
+            )
             found.append((stream_id.decode(), events))
         return found
 
@@ -520,7 +529,7 @@ class RedisStore:
                 marked, epoch = link.call("HMGET", self.keys.mark, "run_id", "epoch")
             except AnswerLost as exc:
                 raise StoreUnavailable(str(exc)) from exc
-            if not epoch or marked.decode() != run_id:
+            if not epoch or not marked or marked.decode() != run_id:
                 return None
             link.learnt["epoch"] = int(epoch)
         epoch_known: int = link.learnt["epoch"]
@@ -546,6 +555,21 @@ class RedisStore:
             return self._script(link, name, values, rest)
         except AnswerLost as exc:
             raise StoreUnavailable(f"lost the answer of {name}: {exc}") from exc
+        except ResponseError as exc:
+            raise StoreUnavailable(f"Redis fails in {name}: {exc}") from exc
+
+    def _in_epoch(
+        self, link: Link, name: str, values: Mapping[str, object], rest: Sequence[object] = ()
+    ) -> Any:
+        """Run a script that checks the epoch, with that of the history behind *link*."""
+        answer: Any = None
+        for _ in range(2):
+            answer = self._sure(link, name, {**values, "epoch": self._epoch(link) or 0}, rest)
+            if answer != b"EPOCH":
+                break
+            # what this link has learnt is out of date: somebody has emptied Redis meanwhile
+            link.learnt.pop("epoch", None)
+        return answer
 
     def _read(self, *command: object) -> Any:
         with self._link() as link:
@@ -557,35 +581,38 @@ class RedisStore:
                     return link.call(*command)
                 except AnswerLost as exc:
                     raise StoreUnavailable(f"lost the answer of {command[0]}: {exc}") from exc
+            except ResponseError as exc:
+                raise StoreUnavailable(f"Redis fails in {command[0]}: {exc}") from exc
 
     def time_ms(self) -> int:
         """The store's clock in ms, asked for now."""
         seconds, micros = self._read("TIME")
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def _ask_time(self, link: Link) -> None:
-        try:
-            seconds, micros = link.call("TIME")
-        except AnswerLost:
-            try:
-                seconds, micros = link.call("TIME")
-            except AnswerLost as exc:
-                raise StoreUnavailable(f"lost the answer of TIME: {exc}") from exc
-        self._learn(int(seconds) * 1000 + int(micros) // 1000)
-
-    def _learn(self, store_ms: int) -> None:
+    def _learn(self, store_ms: int) -> float:
         # the answer took a while to come, so this offset is never too high; of several the
         # highest is nearest, unless somebody has set Redis' clock back
         offset = store_ms - self._clock.boot() * 1000
         known = self._offset_ms
         if known is None or offset > known or offset < known - 1000:
-            self._offset_ms = offset
+            self._offset_ms = known = offset
+        return known
+
+    def _time_to_draw(self) -> int:
+        """The instant from which an add draws its runs and its deadline."""
+        now = self.now_ms()
+        # unless the clock was set back since
+        return self._not_before if now < self._not_before < now + 1000 else now
 
     def _given_now(self) -> int:
         return self._test_now() if self._test_now else 0
 
     @staticmethod
     def _draw(additions: Sequence[Addition], now_ms: int) -> list[Addition]:
+        for one in additions:
+            task_id = one.entry_id.task_id
+            if "\n" in task_id or "\t" in task_id:
+                raise ValueError(f"the task id {task_id!r} cannot be stored")
         return [
             one
             if one.entry_id.run
@@ -601,6 +628,26 @@ class RedisStore:
         return Record(
             one.entry_id.run, one.version, deadline_ms, one.expires_ms, template, values
         ).encode()
+
+    def _cancel_once(self, task_id: str, run: int, deadline: int, data: str) -> Any:
+        with self._link() as link:
+            answer = self._script(
+                link,
+                "cancel",
+                {
+                    "now": self._given_now(),
+                    "tombstone_ms": self._tombstone_ms,
+                    "journal_max": self._journal_max,
+                    "epoch": self._epoch(link) or 0,
+                    "deadline": deadline,
+                    "task_id": task_id,
+                    "run": run,
+                    "data": data,
+                },
+            )
+            if answer[0] == b"EPOCH":
+                link.learnt.pop("epoch", None)
+        return answer
 
     def _add_rest(
         self, drawn: Sequence[Addition], deadline_ms: int, offered: Mapping[str, str], inline: bool
@@ -626,33 +673,45 @@ class RedisStore:
         records = self._read("HMGET", self.keys.entries, *task_ids)
         dues = self._read("ZMSCORE", self.keys.schedule, *task_ids)
         asides = self._read("ZMSCORE", self.keys.blocked, *task_ids)
-        texts: dict[str, str] = {}
+        texts: dict[str, bytes] = {}
         for task_id, record, due, aside in zip(task_ids, records, dues, asides, strict=True):
             if record is None or (due is None and aside is None):
                 continue
-            text = record.decode()
             try:
-                name = Record.decode(text).template
+                name = Record.decode(record.decode()).template
             except ValueError:
                 continue
             if name not in texts:
-                stored = self._read("HGET", self.keys.templates, name)
-                texts[name] = stored.decode() if stored else ""
-            yield _stored(task_id, int(float(due or aside)), text, texts[name])
+                texts[name] = self._read("HGET", self.keys.templates, name) or b""
+            entry = _stored(task_id, int(float(aside if due is None else due)), record, texts[name])
+            if entry is not None:
+                yield entry
 
 
 def _due(one: Addition) -> str:
     return f"{'+' if one.due.is_delay else '@'}{one.due.ms}"
 
 
-def _stored(task_id: str, eta_ms: int, record_text: str, template_text: str) -> StoredEntry:
-    record = Record.decode(record_text)
-    if record.template.startswith("="):
-        template_text = record.template[1:].replace("\x02", "\n")
-    template = Template.decode(template_text)
-    slots = {"i": task_id, "r": str(record.run), "d": str(eta_ms), "n": "0"}
-    slots.update(zip(ascii_uppercase, record.values, strict=False))
-    envelope = json.loads(template.fill(slots))
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return 0
+
+
+def _stored(task_id: str, eta_ms: int, stored: bytes, template_text: bytes) -> StoredEntry | None:
+    """The entry of a stored record; ``None`` if the record or its template cannot be read."""
+    try:
+        record = Record.decode(stored.decode())
+        text = template_text.decode()
+        if record.template.startswith("="):
+            text = record.template[1:].replace("\x02", "\n")
+        template = Template.decode(text)
+        slots = {"i": task_id, "r": str(record.run), "d": str(eta_ms), "n": "0"}
+        slots.update(zip(ascii_uppercase, record.values, strict=False))
+        envelope = json.loads(template.fill(slots))
+    except (KeyError, ValueError):
+        return None
     return StoredEntry(
         EntryId(task_id, record.run),
         record.version,

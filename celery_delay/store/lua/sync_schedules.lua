@@ -4,7 +4,8 @@
 -- KEYS: mark lease schedules occurrences
 -- ARGV: now:int:ms epoch:int term:int rest:*
 --   rest = (name, version, next occurrence in ms) triples.  A schedule of the same version
---   keeps its cursor and its next occurrence, so that a restart is no event.
+--   keeps its cursor and its next occurrence, so that a restart is no event; one of another
+--   starts anew, its cursor is now.  Next -1: there is none; -2: unknown, leave it as it is.
 -- RETURNS: EPOCH | TERM | OK
 
 if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
@@ -20,9 +21,9 @@ for i = 1, #rest, 3 do
   wanted[name] = true
   local stored = redis.call('HGET', schedules, name)
   local state = stored and cjson.decode(stored) or {}
-  if state.version ~= version then
-    state.version = version
-    redis.call('HSET', schedules, name, cjson.encode(state))
+  if state.version ~= version and due ~= '-2' then
+    -- as text: cjson would write a millisecond instant as 1.7e+12
+    redis.call('HSET', schedules, name, cjson.encode({ version = version, cursor = text(now) }))
     if due == '-1' then
       redis.call('ZREM', occurrences, name)
     else

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "CODEC",
+    "GAP",
     "Addition",
     "Due",
     "EntryId",
@@ -35,6 +36,11 @@ __all__ = [
 
 #: Version of the record and template formats.
 CODEC = "1"
+
+#: State of the event that tells of events that the journal could not take or keep.
+GAP = "GAP"
+#: How much of an unreadable journal line the audit is told.
+_LONGEST_UNREADABLE = 200
 
 #: Separates the lines of a record.  JSON and base64 text never contain it raw.
 _LINE = "\n"
@@ -263,22 +269,22 @@ def encode_lines(events: Sequence[tuple[EntryId, int, int | None, Mapping[str, o
 def decode_lines(
     shard: int, epoch: int, stream_id: str, state: str, at_ms: int, text: str
 ) -> list[Event]:
-    """The events of one journal entry; ``ValueError`` if it is not readable."""
+    """The events of one journal entry, one a line.
+
+    A line that cannot be read makes an event in the state :data:`GAP`, so that the history
+    shows that something is missing in it.
+    """
     events = []
     for index, line in enumerate(text.split(_LINE)):
-        task_id, run, version, eta, data = line.split("\t", 4)
-        events.append(
-            Event(
-                shard,
-                epoch,
-                stream_id,
-                index,
-                state,
-                EntryId(task_id, int(run)),
-                int(version),
-                at_ms,
-                int(eta) if eta else None,
-                json.loads(data),
+        key = (shard, epoch, stream_id, index)
+        try:
+            task_id, run, version, eta, data = line.split("\t", 4)
+            entry_id, facts = EntryId(task_id, int(run)), json.loads(data)
+            event = Event(
+                *key, state, entry_id, int(version), at_ms, int(eta) if eta else None, facts
             )
-        )
+        except ValueError:
+            told = {"missing": 1, "unreadable": f"{state} {line}"[:_LONGEST_UNREADABLE]}
+            event = Event(*key, GAP, EntryId("-", 0), 0, at_ms, None, told)
+        events.append(event)
     return events

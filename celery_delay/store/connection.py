@@ -11,6 +11,7 @@ A held connection with a packed command costs half of ``client.evalsha``.
 from __future__ import annotations
 
 import os
+import re
 import select
 from collections import deque
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from redis.connection import ConnectionPool
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -30,10 +33,17 @@ from celery_delay.exceptions import StoreUnavailable
 
 __all__ = ["AnswerLost", "Link", "Links"]
 
-#: Error codes by which a server says that it did nothing and will not do it now.
-_REFUSALS = tuple(
-    "BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF NOREPLICAS OOM READONLY".split()
-)
+#: Answers by which a server says that it did nothing and will not do it now.
+_REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
+#: The codes of those without a class.  Redis 6.2 lets a script run up to its first write,
+#: and tells of the refusal in the middle of the error's text.
+_REFUSED = re.compile(r"(?:^| -)(?:BUSY|CLUSTERDOWN|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY)\b")
+
+
+def _is_readable(sock: Any) -> bool:
+    poll = select.poll()  # select() cannot take descriptors above 1023
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class AnswerLost(Exception):
@@ -65,13 +75,15 @@ class Link:
         try:
             self._connection.send_packed_command(packed, check_health=False)
             return self._connection.read_response()
-        except (BusyLoadingError, ReadOnlyError, AuthenticationError) as exc:
+        except (BusyLoadingError, AuthenticationError) as exc:
             self.close()
             raise StoreUnavailable(f"Redis refuses: {exc}") from exc
         except ResponseError as exc:
-            if str(exc).startswith(_REFUSALS):
-                raise StoreUnavailable(f"Redis refuses: {exc}") from exc
-            raise
+            if not isinstance(exc, _REFUSALS) and not _REFUSED.search(str(exc)):
+                raise
+            # the next connection may lead elsewhere: a replica has taken its primary's place
+            self.close()
+            raise StoreUnavailable(f"Redis refuses: {exc}") from exc
         except (RedisError, OSError) as exc:
             self.close()
             raise AnswerLost(str(exc)) from exc
@@ -95,6 +107,15 @@ class Link:
             self.close()
             raise StoreUnavailable(f"cannot connect to Redis: {exc}") from exc
         self.learnt.clear()
+
+    def rouse(self) -> None:
+        """Drop the connection if the server has closed it while nobody looked.
+
+        What is sent on such a connection is lost, and only the missing answer tells.
+        """
+        sock = self._connection._sock
+        if sock is not None and _is_readable(sock):
+            self.close()
 
     def close(self) -> None:
         """Drop the connection; the next call makes a new one."""
@@ -214,9 +235,11 @@ class Links:
             self._idle = deque()
             self._pid = os.getpid()
         try:
-            return self._idle.pop()
+            link = self._idle.pop()
         except IndexError:
             return self.link()
+        link.rouse()
+        return link
 
     def give(self, link: Link) -> None:
         """Keep *link* for the next caller."""

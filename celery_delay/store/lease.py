@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from celery_delay.exceptions import StoreUnavailable
 from celery_delay.ports import LeaseRecord
 from celery_delay.store import scripts
@@ -60,5 +62,5 @@ class RedisLease:
         # and a release that had its effect answers 0
         try:
             return scripts.run(self._link, scripts.load(name), self._keys, values)
-        except AnswerLost as exc:
-            raise StoreUnavailable(f"lost the answer of {name}: {exc}") from exc
+        except (AnswerLost, ResponseError) as exc:
+            raise StoreUnavailable(f"no usable answer of {name}: {exc}") from exc

@@ -1,7 +1,7 @@
 --- Store entries, all of them or none; safe to repeat until their deadline.
 -- @include clock journal tombstones records
 -- KEYS: mark schedule entries blocked templates template_uses journal tombstones_even tombstones_odd wake
--- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates rest:*
+-- ARGV: now:int:ms window:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates rest:*
 --   rest = template_count x (id, text), then per entry
 --          (task id, due: "@" instant or "+" delay in ms, record, story as JSON)
 -- RETURNS: LATE now | FULL now | CONFLICT now task_id | TEMPLATE now id… | INLINE now
@@ -11,10 +11,6 @@
 now = time_ms(now)
 -- the delay of a countdown starts at the end of the current millisecond: never early
 local start = now + 1
-
-if refuse_when_full == 1 and journal_is_full() then
-  return { 'FULL', text(now) }
-end
 
 local given = {}
 for i = 1, template_count do
@@ -38,11 +34,13 @@ for i = 2 * template_count + 1, #rest, 4 do
   entries_given[#entries_given + 1] = {
     id = rest[i], run = tonumber(run), version = tonumber(version), due = due,
     record = rest[i + 2], payload = payload, story = rest[i + 3],
+    -- a run that the producer drew, instead of the one that follows a known run
+    drawn = tonumber(deadline) - tonumber(run) == window,
   }
 end
 
 local live = redis.call('HMGET', entries, unpack(ids))
-local seen, wanted, missing = {}, {}, {}
+local seen, wanted, missing, adds = {}, {}, {}, false
 for i, entry in ipairs(entries_given) do
   if seen[entry.id] then
     return { 'CONFLICT', text(now), entry.id }
@@ -51,18 +49,19 @@ for i, entry in ipairs(entries_given) do
   entry.code = 'A'
   local gone = buried('g/' .. entry.id .. '/' .. text(entry.run))
   local found, refused_run = cancelled(entry.id)
-  if live[i] then
-    local _, _, run, version, _, _, payload = read_head(live[i])
+  local score = live[i]
+    and (redis.call('ZSCORE', schedule, entry.id) or redis.call('ZSCORE', blocked, entry.id))
+  if score then
+    local _, digest, run, version, _, _, payload = read_head(live[i])
     -- two calls with one task id may fall into the same millisecond: a repeat is the same text
     if tonumber(run) ~= entry.run
-      or (tonumber(version) == entry.version and live[i] ~= entry.record) then
+      or (entry.drawn and tonumber(version) == entry.version and live[i] ~= entry.record) then
       return { 'CONFLICT', text(now), entry.id }
     end
     if tonumber(version) >= entry.version then
       entry.code = 'D'
-      entry.due = tonumber(redis.call('ZSCORE', schedule, entry.id)
-        or redis.call('ZSCORE', blocked, entry.id))
-    else
+      entry.due = tonumber(score)
+    elseif is_whole(payload, digest) then
       entry.replaced = payload
     end
   elseif gone and tonumber(gone) >= entry.version then
@@ -71,6 +70,7 @@ for i, entry in ipairs(entries_given) do
     entry.code = 'C'
   end
   if entry.code == 'A' then
+    adds = true
     local template = template_of(entry.payload)
     if string.sub(template, 1, 1) ~= '=' then
       if not given[template] and not wanted[template]
@@ -80,6 +80,9 @@ for i, entry in ipairs(entries_given) do
       wanted[template] = (wanted[template] or 0) + 1
     end
   end
+end
+if adds and refuse_when_full == 1 and journal_is_full() then
+  return { 'FULL', text(now) }
 end
 if #missing > 0 then
   return { 'TEMPLATE', text(now), unpack(missing) }
@@ -121,9 +124,11 @@ for i, entry in ipairs(entries_given) do
   local line = entry.id .. '\t' .. text(entry.run) .. '\t' .. text(entry.version) .. '\t'
     .. text(entry.due) .. '\t' .. entry.story
   if entry.code == 'A' then
+    if live[i] then
+      redis.call('ZREM', blocked, entry.id)
+    end
     if entry.replaced then
       release_template(entry.replaced)
-      redis.call('ZREM', blocked, entry.id)
     end
     scores[#scores + 1] = text(entry.due)
     scores[#scores + 1] = entry.id

@@ -2,34 +2,53 @@
 -- @include clock journal tombstones records
 -- @allow-oom
 -- KEYS: mark schedule entries blocked quarantine templates template_uses journal tombstones_even tombstones_odd
--- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int task_id:str run:int data:str
---   epoch 0: any.  run 0: not known; else the run of an add whose outcome is unknown.
---   data: who and why, as JSON, for the journal
--- RETURNS: EPOCH now | CANCELLED now run record template | CANCELLED now 0 (an earlier call did)
---   | TOO_LATE now | NOT_FOUND now
+-- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int deadline:int:ms task_id:str run:int data:str
+--   epoch     0: any
+--   deadline  until when this call may be repeated; an attempt that arrives later does nothing
+--   run       0: not known; else the run of an add whose outcome is unknown
+--   data      who and why, as JSON, for the journal
+-- RETURNS: EPOCH now | LATE now | CANCELLED now run record template due_ms ("" if not known)
+--   | CANCELLED now 0 (an earlier call did) | TOO_LATE now | NOT_FOUND now
 
 now = time_ms(now)
 if epoch > 0 and tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
   return { 'EPOCH', text(now) }
 end
+if now > deadline then
+  return { 'LATE', text(now) }
+end
 local refused = math.max(now, run)
 local record = redis.call('HGET', entries, task_id)
-if record then
-  local _, _, live_run, version, _, _, payload = read_head(record)
-  local due = redis.call('ZSCORE', schedule, task_id) or redis.call('ZSCORE', blocked, task_id)
+local due = redis.call('ZSCORE', schedule, task_id) or redis.call('ZSCORE', blocked, task_id)
+local parked = not record and not due and redis.call('HGET', quarantine, task_id)
+if parked then
+  local _
+  _, due, record = unpack(cjson.decode(parked))
+end
+if record or due then
+  record = record or ''
+  local _, digest, live_run, version, _, _, payload = read_head(record)
   redis.call('ZREM', schedule, task_id)
   redis.call('ZREM', blocked, task_id)
   redis.call('HDEL', entries, task_id)
+  if parked then
+    redis.call('HDEL', quarantine, task_id)
+  end
   local stored = false
   if payload then
     stored = redis.call('HGET', templates, template_of(payload))
-    release_template(payload)
     refused = math.max(refused, tonumber(live_run))
+    if is_whole(payload, digest) then
+      release_template(payload)
+    end
+    -- the entry is in the journal: a repeat of its add is refused without a word
+    bury('r/' .. task_id .. '/' .. live_run, '')
   end
+  due = due and text(tonumber(due)) or ''
   bury('c/' .. task_id, 'F ' .. text(refused))
   write_journal('CANCELLED', { task_id .. '\t' .. (live_run or '0') .. '\t' .. (version or '0')
-    .. '\t' .. (due and text(tonumber(due)) or '') .. '\t' .. data })
-  return { 'CANCELLED', text(now), live_run or '0', record, stored or '' }
+    .. '\t' .. due .. '\t' .. data })
+  return { 'CANCELLED', text(now), live_run or '0', record, stored or '', due }
 end
 if run > 0 and buried('g/' .. task_id .. '/' .. text(run)) then
   return { 'TOO_LATE', text(now) }

@@ -15,7 +15,8 @@ if owner == holder then
   seq = seq + 1
   redis.call('HSET', lease, 'seq', text(seq))
 elseif owner == '' or (may_take == 1 and term == seen_term and seq == seen_seq) then
-  owner, term, seq = holder, term + 1, seq + 1
+  -- also after the record was lost with all data, no caller sees a term again that it knows
+  owner, term, seq = holder, math.max(term, seen_term) + 1, seq + 1
   redis.call('HSET', lease, 'holder', holder, 'term', text(term), 'seq', text(seq))
 end
 local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')

@@ -1,7 +1,7 @@
 --- Return blocked entries to the schedule, a bounded number at a time.
 -- @include clock
 -- @allow-oom
--- KEYS: mark lease schedule blocked wake
+-- KEYS: mark lease schedule blocked
 -- ARGV: epoch:int term:int limit:int:entries
 -- RETURNS: EPOCH | TERM | number of entries returned
 
@@ -11,7 +11,17 @@ end
 if tonumber(redis.call('HGET', lease, 'term') or 0) ~= term then
   return 'TERM'
 end
-local waiting = redis.call('ZRANGE', blocked, 0, limit - 1, 'WITHSCORES')
+-- What is still blocked comes back here, to the place where it stood.  So this goes through
+-- all of them in turn; else the first ones would keep those behind them waiting for ever.
+local from = tonumber(redis.call('HGET', mark, 'merged') or 0)
+local waiting = redis.call('ZRANGE', blocked, from, from + limit - 1, 'WITHSCORES')
+if #waiting == 0 and from > 0 then
+  from = 0
+  waiting = redis.call('ZRANGE', blocked, 0, limit - 1, 'WITHSCORES')
+end
+if #waiting > 0 or from > 0 then
+  redis.call('HSET', mark, 'merged', text(from + #waiting / 2))
+end
 for i = 1, #waiting, 2 do
   redis.call('ZADD', schedule, waiting[i + 1], waiting[i])
   redis.call('ZREM', blocked, waiting[i])

@@ -7,7 +7,8 @@
 --   steal_ms  0 for the leader; else only entries overdue by more than this are taken, and only
 --             while the leader's progress mark is older than this
 --   database  number of the DB in which the store lives
--- RETURNS: EPOCH now | STANDBY now | OK now next_due_ms moved max_lag_ms expired quarantined blocked error
+-- RETURNS: EPOCH now | STANDBY now
+--   | OK now next_due_ms moved max_lag_ms expired quarantined blocked error
 --   next_due_ms is -1 when nothing waits.  Queues' keys come from the templates and are not
 --   declared, so Redis Cluster refuses this script.
 
@@ -34,14 +35,26 @@ if #due == 0 then
   return { 'OK', text(now), next_due(), 0, 0, 0, 0, 0, '' }
 end
 
-local ids = {}
-for i = 1, #due, 2 do
-  ids[#ids + 1] = due[i]
+-- Large records end the batch early: Redis serves nobody else meanwhile.
+local MOST_BYTES, TOGETHER = 8 * 1024 * 1024, 50
+local ids, records, bytes = {}, {}, 0
+for first = 1, #due, 2 * TOGETHER do
+  local some = {}
+  for i = first, math.min(first + 2 * TOGETHER, #due + 1) - 1, 2 do
+    some[#some + 1] = due[i]
+  end
+  for i, record in ipairs(redis.call('HMGET', entries, unpack(some))) do
+    ids[#ids + 1] = some[i]
+    records[#records + 1] = record
+    bytes = bytes + #(record or '')
+  end
+  if bytes > MOST_BYTES then
+    break
+  end
 end
-local records = redis.call('HMGET', entries, unpack(ids))
 
 -- Checks first: nothing is written until each entry has its place to go.
-local known = {}
+local known, damaged = {}, {}
 local function template(id)
   if known[id] == nil then
     local stored
@@ -51,6 +64,7 @@ local function template(id)
       stored = redis.call('HGET', templates, id)
       if stored and string.sub(redis.sha1hex(stored), 1, 16) ~= id then
         stored = false
+        damaged[#damaged + 1] = id
       end
     end
     known[id] = false
@@ -74,8 +88,12 @@ end
 
 local selected = database
 local function select_database(number)
+  -- returns: an error's text; or nothing
   if number ~= selected then
-    redis.call('SELECT', number)
+    local err = redis.pcall('SELECT', number).err
+    if err then
+      return err
+    end
     selected = number
   end
 end
@@ -84,72 +102,83 @@ local queues = {}
 local function queue_of(shape)
   local key = shape.database .. '/' .. shape.queue
   if not queues[key] then
-    select_database(shape.database)
-    local kind = redis.call('TYPE', shape.queue).ok
-    queues[key] = { shape = shape, usable = kind == 'list' or kind == 'none', messages = {}, entries = {} }
+    local why = select_database(shape.database)
+    if not why then
+      local kind = redis.pcall('TYPE', shape.queue)
+      why = kind.err
+      if not why and kind.ok ~= 'list' and kind.ok ~= 'none' then
+        why = 'the key is not a list but a ' .. kind.ok
+      end
+    end
+    why = why and shape.queue .. ' in DB ' .. text(shape.database) .. ': ' .. why
+    queues[key] = { shape = shape, why = why, messages = {}, entries = {} }
   end
   return queues[key]
 end
 
 local letters = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
-local ready, expired, bad, stuck = {}, {}, {}, {}
+local expired, bad, stuck = {}, {}, {}
 for i, id in ipairs(ids) do
   local entry = { id = id, due = tonumber(due[2 * i]), record = records[i] or '' }
+  local why
   local codec, digest, run, version, deadline, expires, payload = read_head(entry.record)
   entry.run, entry.version, entry.payload = run or '0', version or '0', payload
+  entry.deadline = tonumber(deadline or 0)
   if not records[i] then
-    entry.why = 'the record is missing'
-  elseif not codec or (codec == CODEC and string.sub(redis.sha1hex(payload), 1, 10) ~= digest) then
-    entry.why = 'the record is damaged'
-  end
-  if entry.why then
-    bad[#bad + 1] = entry
+    why = 'the record is missing'
+  elseif not codec then
+    why = 'the record is damaged'
   elseif codec ~= CODEC then
     -- written by a newer version: whoever understands it will move it
     entry.why = 'the record has the unknown version ' .. codec
     stuck[#stuck + 1] = entry
+  elseif not is_whole(payload, digest) then
+    why = 'the record is damaged'
   elseif tonumber(expires) > 0 and tonumber(expires) <= now then
     expired[#expired + 1] = entry
   else
-    local shape = template(template_of(payload))
+    local template_id = template_of(payload)
+    local shape = template(template_id)
+    local queue = shape and queue_of(shape)
     if not shape then
-      entry.why = 'its template is missing or damaged'
-      bad[#bad + 1] = entry
+      why = 'its template is missing or damaged'
+    elseif queue.why then
+      entry.why = queue.why
+      stuck[#stuck + 1] = entry
     else
-      local queue = queue_of(shape)
-      if not queue.usable then
-        entry.why = 'the key ' .. shape.queue .. ' is not a list'
-        stuck[#stuck + 1] = entry
+      local slots = { i = id, r = run, d = text(entry.due), n = text(epoch) }
+      local slot = 0
+      for value in string.gmatch(string.sub(payload, #template_id + 1), '\n([^\n]*)') do
+        slot = slot + 1
+        slots[string.sub(letters, slot, slot)] = value
+      end
+      local message = string.gsub(shape.body, '\1(.)', slots)
+      if string.find(message, '\1', 1, true) then
+        why = 'its values do not fit its template'
       else
-        local slots = { i = id, r = run, d = text(entry.due), n = text(epoch) }
-        local slot = 0
-        for value in string.gmatch(string.sub(payload, #template_of(payload) + 2), '[^\n]+') do
-          slot = slot + 1
-          slots[string.sub(letters, slot, slot)] = value
-        end
-        entry.deadline = tonumber(deadline)
-        queue.messages[#queue.messages + 1] = string.gsub(shape.body, '\1(.)', slots)
+        queue.messages[#queue.messages + 1] = message
         queue.entries[#queue.entries + 1] = entry
-        ready[#ready + 1] = entry
       end
     end
+  end
+  if why then
+    entry.why = why
+    bad[#bad + 1] = entry
   end
 end
 select_database(database)
 
 -- ZREM before LPUSH: on a full Redis the removal goes through, and with it all that follows.
 redis.call('ZREM', schedule, unpack(ids))
-local failure = ''
 for _, queue in pairs(queues) do
   if #queue.messages > 0 then
     select_database(queue.shape.database)
     local answer = redis.pcall('LPUSH', queue.shape.queue, unpack(queue.messages))
     if type(answer) == 'table' and answer.err then
-      failure = answer.err
-      queue.failed = true
+      queue.failure = answer.err
     elseif queue.shape.expires ~= '0' then
       for _, key in ipairs(queue.shape.expiring) do
-        redis.call('PEXPIRE', key, queue.shape.expires)
+        redis.pcall('PEXPIRE', key, queue.shape.expires)
       end
     end
   end
@@ -163,6 +192,12 @@ end
 local leaving, dispatched, uses, lag, moved = {}, {}, {}, 0, 0
 local function leave(entry)
   leaving[#leaving + 1] = entry.id
+  if entry.deadline >= now then
+    -- its add may still be repeated
+    bury('g/' .. entry.id .. '/' .. entry.run, entry.version)
+  end
+end
+local function release(entry)
   local id = template_of(entry.payload)
   if string.sub(id, 1, 1) ~= '=' then
     uses[id] = (uses[id] or 0) + 1
@@ -170,29 +205,31 @@ local function leave(entry)
 end
 for _, queue in pairs(queues) do
   for _, entry in ipairs(queue.entries) do
-    if queue.failed then
-      redis.call('ZADD', schedule, text(entry.due), entry.id)
+    if queue.failure then
+      entry.why = queue.failure
+      stuck[#stuck + 1] = entry
     else
       leave(entry)
+      release(entry)
       moved = moved + 1
       lag = math.max(lag, now - entry.due)
       dispatched[#dispatched + 1] = line(entry, '{"lag_ms":' .. text(now - entry.due) .. '}')
-      if entry.deadline >= now then
-        bury('g/' .. entry.id .. '/' .. entry.run, entry.version)
-      end
     end
   end
 end
 local expired_lines, bad_lines = {}, {}
 for _, entry in ipairs(expired) do
   leave(entry)
+  release(entry)
   expired_lines[#expired_lines + 1] = line(entry, '{}')
 end
 for _, entry in ipairs(bad) do
+  -- parked, not gone: it keeps its template, so that it can be repaired
   redis.call('HSET', quarantine, entry.id, cjson.encode({ entry.why, text(entry.due), entry.record }))
-  leaving[#leaving + 1] = entry.id
+  leave(entry)
   bad_lines[#bad_lines + 1] = line(entry, cjson.encode({ error = entry.why }))
 end
+local failure = ''
 for _, entry in ipairs(stuck) do
   redis.call('ZADD', blocked, text(entry.due), entry.id)
   failure = entry.why
@@ -202,6 +239,10 @@ if #leaving > 0 then
 end
 for id, count in pairs(uses) do
   redis.call('HINCRBY', template_uses, id, -count)
+end
+for _, id in ipairs(damaged) do
+  -- the next add of this shape brings it again
+  redis.call('HDEL', templates, id)
 end
 write_journal('DISPATCHED', dispatched)
 write_journal('EXPIRED', expired_lines)

@@ -12,9 +12,13 @@ local function template_of(payload)
   return string.match(payload, '^([^\n]*)')
 end
 
-local function release_template(payload, count)
+local function is_whole(payload, digest)
+  return string.sub(redis.sha1hex(payload), 1, 10) == digest
+end
+
+local function release_template(payload)
   local id = template_of(payload)
   if string.sub(id, 1, 1) ~= '=' then
-    redis.call('HINCRBY', template_uses, id, -(count or 1))
+    redis.call('HINCRBY', template_uses, id, -1)
   end
 end

@@ -1,6 +1,7 @@
 -- Tombstones: short-lived marks that an entry must not come (back).  They live in two
 -- hashes that take turns, so that the older one can be dropped whole: a mark lives at
--- least tombstone_ms and at most twice as long.
+-- least tombstone_ms and at most twice as long.  When the clock has been set back, marks
+-- from turns that are yet to come again live on into the turn in which the next is made.
 -- Expects the locals: tombstones_even, tombstones_odd, tombstone_ms, now.
 --   g/<task id>/<run>   gone: handed off while its add could still be repeated; = version
 --   c/<task id>         cancelled: = "F" (an entry was found) or "N" (none was), " ",
@@ -12,8 +13,11 @@ local standing -- the hashes whose marks still count; asked for once per call
 local function tombstones_now()
   local turn = math.floor(now / tombstone_ms)
   local key = turn % 2 == 0 and tombstones_even or tombstones_odd
-  if redis.call('HGET', key, '') ~= text(turn) then
-    redis.call('UNLINK', key)
+  local marked = tonumber(redis.call('HGET', key, '') or -1)
+  if marked ~= turn then
+    if marked < turn then
+      redis.call('UNLINK', key)
+    end
     redis.call('HSET', key, '', text(turn))
     redis.call('PEXPIRE', key, text(tombstone_ms * 2))
   end

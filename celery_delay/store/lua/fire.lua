@@ -6,7 +6,8 @@
 --   next  the occurrence after this one; -1 for none
 --   rest = nothing (only advance), or (task id, due: "@" instant or "+" delay in ms, record,
 --          story as JSON, template id, template)
--- RETURNS: EPOCH | TERM | FIRED (by another, or gone) | LIVE (an entry of this id waits) | OK
+-- RETURNS: EPOCH | TERM | FIRED (by another, or gone) | OK
+--   | LIVE (advanced, but an entry of this id waits already)
 
 if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
   return 'EPOCH'
@@ -19,9 +20,7 @@ if tonumber(redis.call('ZSCORE', occurrences, name) or -1) ~= expected then
 end
 now = time_ms(now)
 local id, due, record, story, template, body = unpack(rest)
-if id and redis.call('HEXISTS', entries, id) == 1 then
-  return 'LIVE'
-end
+local is_live = id and redis.call('HEXISTS', entries, id) == 1
 local state = cjson.decode(redis.call('HGET', schedules, name) or '{}')
 -- as text: cjson would write a millisecond instant as 1.7e+12
 state.cursor = text(cursor)
@@ -30,6 +29,9 @@ if next < 0 then
   redis.call('ZREM', occurrences, name)
 else
   redis.call('ZADD', occurrences, text(next), name)
+end
+if is_live then
+  return 'LIVE'
 end
 if id then
   local _, _, run, version = read_head(record)

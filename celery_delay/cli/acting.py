@@ -1,0 +1,197 @@
+"""``cancel`` and ``migrate``: the verbs that change something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from celery_delay.cli.audit import open_audit, shard_reports
+from celery_delay.cli.output import STATE_STYLES, Output
+from celery_delay.cli.verb import NO, UNAVAILABLE, YES, option, say_error, verb
+from celery_delay.exceptions import (
+    DelayError,
+    OutcomeUnknown,
+    SchemaOutdated,
+    StoreUnavailable,
+)
+from celery_delay.states import CancelOutcome
+
+if TYPE_CHECKING:
+    from celery_delay.app import CeleryDelay
+
+__all__ = ["cancel_command", "migrate_command"]
+
+# --- cancel ------------------------------------------------------------------------------
+
+_MEANING: Mapping[CancelOutcome, str] = {
+    CancelOutcome.CANCELLED: "it never runs",
+    CancelOutcome.TOO_LATE: "it was handed to its queue: `celery control revoke` tells the workers",
+    CancelOutcome.NOT_FOUND: "no such task waits; a late add of it will be refused",
+}
+
+
+@verb("cancel")
+@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
+@option("--reason", help="Goes to the audit, and into the exception that get() raises.")
+def cancel_command(
+    delayed: CeleryDelay, out: Output, *, task_ids: tuple[str, ...], reason: str | None
+) -> int:
+    """Take tasks out before they are handed to their queues.
+
+    \b
+    Each gets one of three answers:
+      CANCELLED  it never runs
+      TOO_LATE   it has been handed to its queue, and may run
+      NOT_FOUND  no such task waits; should an add of it still be under way, it is refused
+
+    \b
+    Examples:
+      celery -A proj delay cancel 5f0c6c2e-…
+      celery -A proj delay cancel 5f0c6c2e-… 91a2b3c4-… --reason "order 17 was paid"
+      celery -A proj delay list --task shop.remind --json | jq -r '.tasks[].task_id' |
+          xargs celery -A proj delay cancel --reason "campaign stopped"
+
+    The exit code is 0 if all are CANCELLED, 69 if Redis gave no answer for one of them (ask
+    again: cancelling is safe to repeat), else 1.
+    """
+    if not all(task_ids):
+        raise click.UsageError("an ID is empty")
+    answers = [_cancel(delayed, one, reason) for one in dict.fromkeys(task_ids)]
+    cancelled = sum(one["outcome"] == CancelOutcome.CANCELLED.value for one in answers)
+    if out.as_json:
+        out.document({"cancelled": cancelled, "answers": answers})
+    else:
+        out.table(
+            ["task id", "answer", "meaning"],
+            [[one["task_id"], one["outcome"], one["meaning"]] for one in answers],
+            styles={**STATE_STYLES, "CANCELLED": "green", "TOO_LATE": "red", "NOT_FOUND": "yellow"},
+        )
+    failures = list(dict.fromkeys(one["error"] for one in answers if one["error"]))
+    for failure in failures:
+        say_error(failure)
+    if failures:
+        return UNAVAILABLE
+    return YES if cancelled == len(answers) else NO
+
+
+def _cancel(delayed: CeleryDelay, task_id: str, reason: str | None) -> dict[str, Any]:
+    """The document of one answer; those before and after it count all the same."""
+    outcome, error = None, None
+    try:
+        outcome = delayed.cancel(task_id, reason=reason)
+        meaning = _MEANING[outcome]
+    except StoreUnavailable as exc:
+        error, meaning = str(exc), "nothing has changed"
+    except OutcomeUnknown as exc:
+        error, meaning = f"no answer from Redis: {exc.reason}", "unknown; ask again"
+    return {
+        "task_id": task_id,
+        "outcome": outcome.value if outcome is not None else None,
+        "meaning": meaning,
+        "error": error,
+    }
+
+
+# --- migrate -----------------------------------------------------------------------------
+
+
+@verb("migrate")
+@option("--check", is_flag=True, help="Change nothing; exit 1 if there is something to do.")
+@option("--adopt", is_flag=True,
+        help="Give the database to this project's Redis, whoever owned it before.")  # fmt: skip
+def migrate_command(delayed: CeleryDelay, out: Output, *, check: bool, adopt: bool) -> int:
+    """Make the audit tables, or bring them to this release's schema.
+
+    Safe to repeat, and while beats and workers run.  A leading beat does it by itself for an
+    SQLite file; on a database server this command does it, once per release.
+
+    The database and the delayed tasks in Redis know each other by a uuid, so that one project's
+    journal never ends up in another's tables.  After Redis was emptied, or the database was
+    restored or replaced, they differ and the leader does not drain: --adopt makes this database
+    the one of this Redis.  Rows stay; another Redis that used it will find it foreign.
+
+    \b
+    Examples:
+      celery -A proj delay migrate
+      celery -A proj delay migrate --check
+      celery -A proj delay migrate --adopt
+
+    The exit code is 1 if the tables are another Redis', and with --check also if they need this
+    command.
+    """
+    if check and adopt:
+        raise click.UsageError("--check changes nothing: leave --adopt out")
+    audit = open_audit(delayed)
+    before = audit.schema()
+    owner, store_error = _owner(delayed)
+    if adopt and store_error:
+        raise StoreUnavailable(store_error)
+    if before.state == "newer":
+        raise SchemaOutdated(
+            f"the audit tables in {audit.database} are of a newer release: upgrade celery-delay"
+        )
+    uuid = before.uuid
+    if not check:
+        uuid = delayed.audit_log.migrate(adopt=owner if adopt else None)
+    state = before.state if check else "current"
+    foreign = owner is not None and uuid is not None and owner != uuid
+    document = {
+        "database": str(audit.database),
+        "state_before": before.state,
+        "state": state,
+        "changed": not check and before.state != state,
+        "uuid": uuid,
+        "store_uuid": owner,
+        "foreign": foreign,
+        "adopted": adopt and uuid != before.uuid,
+        "store_error": store_error,
+    }
+    if out.as_json:
+        out.document(document)
+    else:
+        _print_migration(out, document)
+    return NO if state != "current" or foreign else YES
+
+
+_FOREIGN = (
+    "the tables belong to another Redis, and are not written: check delay_database_url and"
+    " delay_redis_url, or take them over with `celery -A proj delay migrate --adopt`"
+)
+
+
+def _owner(delayed: CeleryDelay) -> tuple[str | None, str | None]:
+    """The uuid of the database that the store belongs to, and why it could not be asked."""
+    try:
+        known = {one.audit_id for one in shard_reports(delayed) if one.audit_id is not None}
+    except DelayError as exc:
+        # a database can be migrated while Redis is away
+        return None, str(exc)
+    return next(iter(sorted(known)), None), None
+
+
+def _print_migration(out: Output, document: Mapping[str, Any]) -> None:
+    done = {
+        "missing": "made now",
+        "outdated": "brought to this release's schema",
+        "current": "already current",
+    }
+    todo = {
+        "missing": "missing: run `celery -A proj delay migrate`",
+        "outdated": "of an older release: run `celery -A proj delay migrate`",
+        "current": "current",
+    }
+    was = document["state_before"]
+    told = done[was] if document["state"] == "current" and document["changed"] else todo[was]
+    out.facts(
+        [
+            ("database", document["database"]),
+            ("tables", told),
+            ("uuid", document["uuid"]),
+            ("this Redis'", document["store_uuid"] if document["foreign"] else None),
+            ("taken over", "yes" if document["adopted"] else None),
+            ("note", _FOREIGN if document["foreign"] else None),
+            ("Redis", document["store_error"]),
+        ]
+    )

@@ -1,0 +1,102 @@
+"""Instants and spans for people and for programs.
+
+People read local time with its offset (an hour may come twice in autumn); programs get
+ISO 8601 in UTC.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+
+import click
+
+from celery_delay.clock import from_ms, to_ms
+from celery_delay.entries import Due
+
+__all__ = ["INSTANT", "fields", "iso", "local", "relative", "span"]
+
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_SPAN = re.compile(r"([+-]?)(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+
+
+def iso(ms: int | None) -> str | None:
+    """The instant in UTC for programs."""
+    if ms is None:
+        return None
+    try:
+        return from_ms(ms).strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
+    except OverflowError:
+        return None
+
+
+def fields(name: str, ms: int | None) -> dict[str, object]:
+    """An instant in a JSON document: *name* in ISO 8601 and *name*_ms."""
+    return {name: iso(ms), f"{name}_ms": ms}
+
+
+def local(ms: int | None, timespec: str = "seconds") -> str:
+    """The instant in this machine's time zone for people."""
+    if ms is None:
+        return "-"
+    try:
+        return from_ms(ms).astimezone().isoformat(sep=" ", timespec=timespec)
+    except (OverflowError, ValueError):
+        return f"{ms} ms"
+
+
+def span(ms: int | None) -> str:
+    """A duration in its two largest units: ``340 ms``, ``5m 03s``, ``2d 04h``."""
+    if ms is None:
+        return "-"
+    if ms < 0:
+        return f"-{span(-ms)}"
+    if ms < 1_000:
+        return f"{ms} ms"
+    if ms < 60_000:
+        return f"{ms / 1000:.1f} s"
+    seconds = ms // 1000
+    if seconds < 3_600:
+        return f"{seconds // 60}m {seconds % 60:02d}s"
+    if seconds < 86_400:
+        return f"{seconds // 3_600}h {seconds % 3_600 // 60:02d}m"
+    return f"{seconds // 86_400}d {seconds % 86_400 // 3_600:02d}h"
+
+
+def relative(ms: int | None, now_ms: int) -> str:
+    """How far the instant is from now: ``in 5m 03s``, ``2.0 s ago``."""
+    if ms is None:
+        return "-"
+    return f"in {span(ms - now_ms)}" if ms >= now_ms else f"{span(now_ms - ms)} ago"
+
+
+class _Instant(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """An ISO 8601 instant, or a span from now such as ``30m`` or ``-2h``."""
+
+    name = "instant"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Due:
+        if isinstance(value, Due):
+            return value
+        text = str(value).strip()
+        if found := _SPAN.fullmatch(text):
+            sign, number, unit = found.groups()
+            return Due(round(float(sign + number) * _UNITS[unit]), True)
+        try:
+            # fromisoformat() knows "Z" only since Python 3.11
+            instant = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
+            # without an offset it is local time, as the tables show it
+            return Due(to_ms(instant.astimezone()), False)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is neither an instant such as 2030-01-31T09:00 (local time) or"
+                " 2030-01-31T09:00:00Z, nor a span from now such as 30m, 2h or -1d",
+                param,
+                ctx,
+            )
+
+
+INSTANT = _Instant()

@@ -1,0 +1,184 @@
+"""What an operator asks of a shard and its server.  Reads only; nothing is loaded or written.
+
+The answers are those of a few commands one after the other, not of one instant: numbers of a
+busy shard need not add up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any, NamedTuple
+
+from celery_delay.entries import CODEC, Record, Template
+from celery_delay.exceptions import StoreUnavailable
+from celery_delay.store.connection import AnswerLost, Link
+from celery_delay.store.keys import ShardKeys
+
+__all__ = ["OVERDUE_MS", "ServerReport", "ShardReport", "inspect_server", "inspect_shard"]
+
+#: An entry is overdue when it is due for longer than this; a busy leader is never so far behind.
+OVERDUE_MS = 1_000
+#: How many parked entries are looked at for their reasons.
+SAMPLE = 500
+
+
+class ServerReport(NamedTuple):
+    """The Redis server."""
+
+    version: str
+    run_id: str
+    uptime_s: int
+    used_memory: int
+    #: 0 for no limit.
+    max_memory: int
+    eviction: str
+    #: whether acknowledged writes survive a crash, but for the last second.
+    appends_to_file: bool
+
+
+class ShardReport(NamedTuple):
+    """One shard.  Instants are the store's, in ms; ``None`` where there is none."""
+
+    shard: int
+    now_ms: int
+    #: Who has the lease ("" for nobody), its term, and the counter that each renewal raises.
+    holder: str
+    term: int
+    seq: int
+    #: Name of the Redis history, and the server's run id when it was named.
+    epoch: int
+    run_id: str
+    #: When the leader last looked for due entries.
+    progress_ms: int | None
+    pending: int
+    overdue: int
+    next_due_ms: int | None
+    blocked: int
+    blocked_reasons: dict[str, int]
+    quarantined: int
+    #: reason → some of the task ids.
+    quarantined_reasons: dict[str, list[str]]
+    #: Journal entries that SQL has not taken, and when the oldest was written.
+    journal: int
+    journal_oldest_ms: int | None
+    #: Transitions that a full journal had no room for, not yet written down.
+    gap: int
+    templates: int
+    schedules: int
+    #: uuid of the audit database that the shard belongs to.
+    audit_id: str | None
+
+
+def inspect_server(link: Link) -> ServerReport:
+    """The server behind *link*; StoreUnavailable if it cannot be asked."""
+    info: dict[str, str] = {}
+    for section in ("server", "memory", "persistence"):
+        text = _read(link, "INFO", section).decode(errors="replace")
+        info.update(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return ServerReport(
+        info["redis_version"],
+        info["run_id"],
+        int(info.get("uptime_in_seconds", 0)),
+        int(info.get("used_memory", 0)),
+        int(info.get("maxmemory", 0)),
+        info.get("maxmemory_policy", ""),
+        info.get("aof_enabled") == "1",
+    )
+
+
+def inspect_shard(link: Link, keys: ShardKeys) -> ShardReport:
+    """The shard of *keys*; StoreUnavailable if Redis cannot be asked."""
+    seconds, micros = _read(link, "TIME")
+    now = int(seconds) * 1000 + int(micros) // 1000
+    holder, term, seq = _read(link, "HMGET", keys.lease, "holder", "term", "seq")
+    epoch, run_id, progress, gap, audit_id = _read(
+        link, "HMGET", keys.mark, "epoch", "run_id", "progress", "gap", "audit_id"
+    )
+    head = _read(link, "ZRANGE", keys.schedule, 0, 0, "WITHSCORES")
+    oldest = _read(link, "XRANGE", keys.journal, "-", "+", "COUNT", 1)
+    blocked = _read(link, "ZCARD", keys.blocked)
+    quarantined = _read(link, "HLEN", keys.quarantine)
+    return ShardReport(
+        shard=keys.shard,
+        now_ms=now,
+        holder=_text(holder),
+        term=int(term or 0),
+        seq=int(seq or 0),
+        epoch=int(epoch or 0),
+        run_id=_text(run_id),
+        progress_ms=int(progress) if progress else None,
+        pending=_read(link, "ZCARD", keys.schedule),
+        overdue=_read(link, "ZCOUNT", keys.schedule, "-inf", now - OVERDUE_MS),
+        next_due_ms=int(float(head[1])) if head else None,
+        blocked=blocked,
+        blocked_reasons=_why_blocked(link, keys) if blocked else {},
+        quarantined=quarantined,
+        quarantined_reasons=_why_quarantined(link, keys) if quarantined else {},
+        journal=_read(link, "XLEN", keys.journal),
+        # the stream id's first half is Redis' clock at the writing
+        journal_oldest_ms=int(oldest[0][0].partition(b"-")[0]) if oldest else None,
+        gap=int(gap or 0),
+        templates=_read(link, "HLEN", keys.templates),
+        schedules=_read(link, "ZCARD", keys.occurrences),
+        audit_id=_text(audit_id) or None,
+    )
+
+
+def _why_blocked(link: Link, keys: ShardKeys) -> dict[str, int]:
+    """The reasons of the first entries that were set aside, each with their number."""
+    ids = _read(link, "ZRANGE", keys.blocked, 0, SAMPLE - 1)
+    records = _read(link, "HMGET", keys.entries, *ids) if ids else []
+    return dict(Counter(_why(link, keys, _text(record)) for record in records).most_common())
+
+
+def _why(link: Link, keys: ShardKeys, record: str) -> str:
+    codec = record.partition(" ")[0]
+    if codec != CODEC:
+        return f"the record has the unknown version {codec[:20] or '(none)'}"
+    try:
+        name = Record.decode(record).template
+        text = name[1:].replace("\x02", "\n")
+        if not name.startswith("="):
+            text = _text(_read(link, "HGET", keys.templates, name))
+        return f"the key {Template.decode(text).queue} is not a list"
+    except ValueError:
+        return "the record cannot be read"
+
+
+def _why_quarantined(link: Link, keys: ShardKeys) -> dict[str, list[str]]:
+    """The reasons of some quarantined entries, each with a few task ids."""
+    reasons: dict[str, list[str]] = {}
+    cursor, seen = b"0", 0
+    while seen < SAMPLE:
+        # not HGETALL: a whole deployment's tasks may be in here
+        cursor, flat = _read(link, "HSCAN", keys.quarantine, cursor, "COUNT", 100)
+        for task_id, parked in zip(flat[::2], flat[1::2], strict=True):
+            seen += 1
+            ids = reasons.setdefault(_reason(parked), [])
+            if len(ids) < 5:
+                ids.append(_text(task_id))
+        if cursor == b"0":
+            break
+    return reasons
+
+
+def _reason(parked: bytes) -> str:
+    try:
+        return str(json.loads(parked)[0])
+    except (ValueError, IndexError, TypeError):
+        return "unknown"
+
+
+def _read(link: Link, *command: object) -> Any:
+    try:
+        return link.call(*command)
+    except AnswerLost:
+        try:
+            return link.call(*command)
+        except AnswerLost as exc:
+            raise StoreUnavailable(f"lost the answer of {command[0]}: {exc}") from exc
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode(errors="replace")

@@ -70,9 +70,10 @@ def _milliseconds(countdown: Any) -> int:
         )
     seconds: Any = countdown
     try:
-        return math.ceil(seconds * 1000)
+        milliseconds: int = math.ceil(seconds * 1000)
     except (ArithmeticError, ValueError):
         raise ValueError(f"countdown must be finite, not {countdown!r}") from None
+    return milliseconds
 
 
 def _datetime(eta: Any) -> datetime:

@@ -6,6 +6,7 @@ tasks wrote when a real worker ran them.
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -69,8 +70,17 @@ def judge(ledger: Ledger) -> dict[str, list[str]]:
     wrong: dict[str, list[str]] = {
         name: []
         for name in (
-            "lost", "early", "doubled", "after_cancel", "phantom", "cancel_contradicted",
-            "eta_wrong", "effect_lost", "effect_early", "effect_doubled", "effect_after_cancel",
+            "lost",
+            "early",
+            "doubled",
+            "after_cancel",
+            "phantom",
+            "cancel_contradicted",
+            "eta_wrong",
+            "effect_lost",
+            "effect_early",
+            "effect_doubled",
+            "effect_after_cancel",
         )
     }
     outcomes, tapped, ran = ledger.outcomes, ledger.seen("tap"), ledger.seen("work")
@@ -91,7 +101,11 @@ def judge(ledger: Ledger) -> dict[str, list[str]]:
 
 
 def _judge_entry(
-    line: Line, instants: Sequence[int], outcome: str | None, wrong: dict[str, list[str]], column: str
+    line: Line,
+    instants: Sequence[int],
+    outcome: str | None,
+    wrong: dict[str, list[str]],
+    column: str,
 ) -> None:
     task_id, op = line["id"], line["op"]
     if len(instants) > 1:
@@ -115,8 +129,7 @@ def _judge_retries(
 ) -> None:
     if 0 < len(runs) < times:
         wrong["effect_lost"].append(line["id"])
-    ordered = sorted(runs)
-    pairs = zip(ordered, ordered[1:], strict=False)
+    pairs = itertools.pairwise(sorted(runs))
     if any(later - earlier < RETRY_AFTER_MS for earlier, later in pairs):
         wrong["effect_early"].append(line["id"])
 

@@ -146,8 +146,12 @@ def _wait_for_rest(client: redis.Redis, folder: Path) -> None:
         nonlocal seen, quiet_since
         waiting = persist(
             lambda: [
-                client.zcard(KEYS.schedule), client.zcard(KEYS.blocked), client.llen("tap"),
-                client.llen("work"), client.hlen("unacked"), client.xlen(KEYS.journal),
+                client.zcard(KEYS.schedule),
+                client.zcard(KEYS.blocked),
+                client.llen("tap"),
+                client.llen("work"),
+                client.hlen("unacked"),
+                client.xlen(KEYS.journal),
             ]
         )
         # a task that asks to be retried leaves the queue before its retry is in the store

@@ -66,9 +66,7 @@ class Producer:
         if self._random.random() < 0.5:
             when = {"eta": _EPOCH + timedelta(milliseconds=now) + timedelta(seconds=delay)}
         facts = {"kind": kind, "not_before": now + round(delay * 1000)}
-        self._add(
-            facts, [task_id], lambda: [task.apply_delayed(task_id=task_id, **when)]
-        )
+        self._add(facts, [task_id], lambda: [task.apply_delayed(task_id=task_id, **when)])
 
     def _bulk(self) -> None:
         ids = [str(uuid4()) for _ in range(self._random.randint(2, 60))]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from book import Page, client, persist
@@ -31,7 +32,7 @@ def main(folder: Path, url: str) -> None:
     while True:
         last = (folder / "tap.stop").exists()
         persist(lambda: connection.eval(TAKE, 0))
-        taken = persist(lambda: connection.lrange("tapped", seen, seen + 999))
+        taken = persist(partial(connection.lrange, "tapped", seen, seen + 999))
         for one in taken:
             at, _, message = one.partition(b" ")
             page.write(id=json.loads(message)["headers"]["id"], at=int(at))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
-from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ class StatesTable(Written):
         yield "   * - state\n     - may be followed by\n     - ends the entry"
         for state in State:
             after = sorted(one.value for one in LEGAL[state])
-            yield f"   * - {state.value}\n     - {', '.join(after) or '–'}"
+            yield f"   * - {state.value}\n     - {', '.join(after) or 'none'}"
             yield f"     - {'yes' if state.is_final else ''}"
         yield ""
 
@@ -111,14 +110,16 @@ class CommandLine(Written):
         for name in delay.list_commands(context):
             command = delay.get_command(context, name)
             yield f".. verb:: {name}\n"
-            inner = click.Context(command, info_name=f"celery -A proj delay {name}")
-            yield from (f"   {line}" for line in cleandoc(command.help or "").splitlines())
-            yield "\n   ::\n"
-            yield f"      {inner.get_usage().removeprefix('Usage: ')}\n"
-            for parameter in command.get_params(inner):
-                record = parameter.get_help_record(inner)
-                if record:
-                    yield f"   ``{record[0]}``\n      {_flat(record[1]) or '–'}\n"
+            inner = click.Context(
+                command,
+                info_name=f"celery -A proj delay {name}",
+                terminal_width=90,
+                max_content_width=90,
+            )
+            yield "   ::\n"
+            for line in command.get_help(inner).splitlines():
+                yield f"      {line}"
+            yield ""
 
 
 class Event(SphinxDirective):
@@ -132,7 +133,9 @@ class Event(SphinxDirective):
         found = log_events(PACKAGE).get(name)
         if found is None:
             raise self.error(f"no log call has the event {name!r}")
-        facts = f"; with {', '.join(f'``{one}``' for one in sorted(found.facts))}" * bool(found.facts)
+        facts = f"; with {', '.join(f'``{one}``' for one in sorted(found.facts))}" * bool(
+            found.facts
+        )
         lines = [f".. event:: {name}", ""]
         lines += [f"   {line}" for line in self.content]
         lines += [

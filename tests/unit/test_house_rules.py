@@ -26,7 +26,7 @@ LONG_MODULES = {
     # what only manages one entry (get, cancel, list) can move out of the composition root
     "app.py": 350,
     # one method per command; the journal's and the schedules' can become classes of their own
-    "store/redis.py": 690,
+    "store/redis.py": 730,
 }
 FUNCTION_LINES = 50
 #: "module:function" → lines that it may have at most, its docstring aside.
@@ -34,7 +34,7 @@ LONG_FUNCTIONS = {
     # the closures that stand in for kombu's batch state
     "amqp.py:Capturing._captured": 75,
     # the loop over the answers that a repeat may get
-    "store/redis.py:RedisStore.add": 65,
+    "store/redis.py:RedisStore.add": 70,
 }
 LUA_LINES = 200
 #: Lua file → lines that it may have at most.

@@ -47,8 +47,7 @@ for i, entry in ipairs(entries_given) do
   end
   seen[entry.id] = true
   entry.code = 'A'
-  local gone = buried('g/' .. entry.id .. '/' .. text(entry.run))
-  local found, refused_run = cancelled(entry.id)
+  local _, refused_run = cancelled(entry.id)
   local score = live[i]
     and (redis.call('ZSCORE', schedule, entry.id) or redis.call('ZSCORE', blocked, entry.id))
   if score then
@@ -64,9 +63,9 @@ for i, entry in ipairs(entries_given) do
     elseif is_whole(payload, digest) then
       entry.replaced = payload
     end
-  elseif gone and tonumber(gone) >= entry.version then
+  elseif gone(entry.id, text(entry.run)) >= entry.version then
     entry.code = 'G'
-  elseif found and entry.run <= refused_run then
+  elseif entry.run <= refused_run then
     entry.code = 'C'
   end
   if entry.code == 'A' then
@@ -138,7 +137,7 @@ for i, entry in ipairs(entries_given) do
     earliest = math.min(earliest, entry.due)
   elseif entry.code == 'C' then
     local told = 'r/' .. entry.id .. '/' .. text(entry.run)
-    if not buried(told) then
+    if #buried(told) == 0 then
       refused[#refused + 1] = line
       -- a repeat of this add must not be journalled again, and a repeat of the cancel can
       -- say from now on that it did cancel

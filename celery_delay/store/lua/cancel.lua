@@ -17,7 +17,8 @@ end
 if now > deadline then
   return { 'LATE', text(now) }
 end
-local refused = math.max(now, run)
+local found, refused_before = cancelled(task_id)
+local refused = math.max(now, run, refused_before)
 local record = redis.call('HGET', entries, task_id)
 local due = redis.call('ZSCORE', schedule, task_id) or redis.call('ZSCORE', blocked, task_id)
 local parked = not record and not due and redis.call('HGET', quarantine, task_id)
@@ -50,10 +51,9 @@ if record or due then
     .. '\t' .. due .. '\t' .. data })
   return { 'CANCELLED', text(now), live_run or '0', record, stored or '', due }
 end
-if run > 0 and buried('g/' .. task_id .. '/' .. text(run)) then
+if run > 0 and gone(task_id, text(run)) >= 0 then
   return { 'TOO_LATE', text(now) }
 end
-local found = cancelled(task_id)
 bury('c/' .. task_id, (found or 'N') .. ' ' .. text(refused))
 if found == 'F' then
   return { 'CANCELLED', text(now), '0' }

@@ -29,7 +29,10 @@ local function bury(field, value)
   standing = nil
 end
 
+local NOTHING = {}
+
 local function buried(field)
+  -- returns: the values of the marks that stand, of both hashes
   if not standing then
     standing = {}
     local turn = math.floor(now / tombstone_ms)
@@ -40,21 +43,32 @@ local function buried(field)
       end
     end
   end
+  local values = NOTHING
   for _, key in ipairs(standing) do
     local value = redis.call('HGET', key, field)
     if value then
-      return value
+      values = { value, values[1] }
     end
   end
-  return false
+  return values
+end
+
+local function gone(task_id, run)
+  -- returns: the version of the entry that left; or -1
+  local version = -1
+  for _, value in ipairs(buried('g/' .. task_id .. '/' .. run)) do
+    version = math.max(version, tonumber(value))
+  end
+  return version
 end
 
 local function cancelled(task_id)
-  -- returns: whether an entry had been found, highest refused run; or false
-  local mark_text = buried('c/' .. task_id)
-  if not mark_text then
-    return false
+  -- returns: "F" if an entry had been found, "N" if none was, or nil; highest refused run or -1
+  local found, highest = nil, -1
+  for _, value in ipairs(buried('c/' .. task_id)) do
+    local kind, run = string.match(value, '^(%u) (%d+)$')
+    found = found == 'F' and 'F' or kind
+    highest = math.max(highest, tonumber(run))
   end
-  local found, run = string.match(mark_text, '^(%u) (%d+)$')
-  return found, tonumber(run)
+  return found, highest
 end

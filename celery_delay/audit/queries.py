@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, select
+from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
 from celery_delay.audit import schema
 from celery_delay.audit.database import Database
@@ -23,6 +23,9 @@ from celery_delay.entries import EntryId, Event
 from celery_delay.exceptions import SchemaOutdated
 
 __all__ = ["AuditQueries", "RunRow", "SchemaState", "TaskRow"]
+
+
+_PRIORITY = "\x06\x16"
 
 
 class SchemaState(NamedTuple):
@@ -113,14 +116,16 @@ class AuditQueries:
         """Tasks whose latest run is in one of *states*, by eta.
 
         Arguments:
-            name, queue: exactly this one.
+            name, queue: exactly this one; a queue with all its priorities.
             after_ms, before_ms: bounds of the eta; a task without one is then left out.
         """
         wanted: list[ColumnElement[bool]] = [task.c.state.in_(list(states))]
         if name is not None:
             wanted.append(task.c.name == name)
         if queue is not None:
-            wanted.append(task.c.queue == queue)
+            # a list of another priority than the first has a suffix of kombu's
+            suffixed = task.c.queue.startswith(queue + _PRIORITY, autoescape=True)
+            wanted.append(or_(task.c.queue == queue, suffixed))
         if after_ms is not None:
             wanted.append(task.c.eta_ms >= after_ms)
         if before_ms is not None:

@@ -159,6 +159,6 @@ def _print(out: Output, document: Mapping[str, Any]) -> None:
             styles=STATE_STYLES,
         )
     if total is None:
-        out.line(f"{len(rows)} tasks, {lag_text(document['audit_lag_ms'])}", "dim")
+        out.line(f"tasks: {len(rows)}, {lag_text(document['audit_lag_ms'])}", "dim")
     else:
         out.line(f"{len(rows)} of {total} waiting tasks" if total else "nothing waits", "dim")

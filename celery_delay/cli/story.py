@@ -220,7 +220,7 @@ def history_command(delayed: CeleryDelay, out: Output, *, task_id: str) -> int:
             ],
             styles=STATE_STYLES,
         )
-        out.line(f"{len(rows)} transitions, {lag_text(lag_ms)}", "dim")
+        out.line(f"transitions: {len(rows)}, {lag_text(lag_ms)}", "dim")
     if not rows:
         say_error(f"no history of {task_id!r}{_waiting(delayed, task_id)} ({lag_text(lag_ms)})")
     return YES if rows else NO

@@ -1,0 +1,231 @@
+"""The command line without servers: words for times, what steers a terminal, what is judged."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner
+
+from celery_delay.cli import delay
+from celery_delay.cli.findings import AuditReport, Leading, Situation, findings
+from celery_delay.cli.output import Output, printable
+from celery_delay.cli.times import INSTANT, iso, relative, span
+from celery_delay.entries import Due
+from celery_delay.settings import Settings
+from celery_delay.store.inspection import ServerReport, ShardReport
+
+VERBS = ["list", "show", "history", "cancel", "status", "leader", "migrate"]
+NOW = 1_800_000_000_000
+
+
+def run(*arguments: str, app: Any = None) -> Any:
+    context = SimpleNamespace(app=app or Celery("bare", set_as_current=False), no_color=False)
+    return CliRunner().invoke(delay, list(arguments), obj=context)
+
+
+# --- the group ---------------------------------------------------------------------------
+
+
+def test_help_names_every_verb_and_the_exit_codes() -> None:
+    said = run("--help").output
+    assert all(f"\n  {verb} " in said for verb in VERBS)
+    assert "Exit codes" in said
+    assert "69" in said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_without_an_app_and_shows_examples(verb: str) -> None:
+    answer = run(verb, "--help")
+    assert answer.exit_code == 0
+    assert f"celery -A proj delay {verb}" in answer.output
+    assert "exit code" in answer.output
+    assert "--json" in answer.output
+
+
+@pytest.mark.parametrize("arguments", [(verb, "x") if verb in ("show", "history", "cancel")
+                                       else (verb,) for verb in VERBS])  # fmt: skip
+def test_without_an_app_it_says_how_to_name_one(arguments: tuple[str, ...]) -> None:
+    answer = run(*arguments)
+    assert answer.exit_code == 2
+    assert f"say which app: celery -A proj delay {arguments[0]}" in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_an_unknown_verb_is_wrong_usage() -> None:
+    assert run("explode").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list", "--limit", "0"),
+        ("list", "--state", "LATER"),
+        ("list", "--after", "soon"),
+        ("show",),
+        ("cancel",),
+    ],
+)
+def test_wrong_arguments_are_wrong_usage(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+# --- times -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (None, "-"),
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1_000, "1.0 s"),
+        (59_900, "59.9 s"),
+        (60_000, "1m 00s"),
+        (303_000, "5m 03s"),
+        (3_600_000, "1h 00m"),
+        (86_399_999, "23h 59m"),
+        (86_400_000, "1d 00h"),
+        (187_200_000, "2d 04h"),
+        (-5_000, "-5.0 s"),
+    ],
+)
+def test_a_span_has_its_two_largest_units(ms: int | None, text: str) -> None:
+    assert span(ms) == text
+
+
+def test_relative_tells_future_and_past() -> None:
+    assert relative(NOW + 2_000, NOW) == "in 2.0 s"
+    assert relative(NOW - 2_000, NOW) == "2.0 s ago"
+    assert relative(None, NOW) == "-"
+
+
+def test_iso_is_utc_with_milliseconds() -> None:
+    assert iso(1_800_000_000_007) == "2027-01-15T08:00:00.007Z"
+    assert iso(None) is None
+    assert iso(10**18) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "due"),
+    [
+        ("30m", Due(1_800_000, True)),
+        ("-2h", Due(-7_200_000, True)),
+        ("1.5d", Due(129_600_000, True)),
+        ("250ms", Due(250, True)),
+        ("2027-01-15T08:00:00Z", Due(NOW, False)),
+        ("2027-01-15T09:00:00+01:00", Due(NOW, False)),
+    ],
+)
+def test_an_instant_is_a_span_or_iso_8601(text: str, due: Due) -> None:
+    assert INSTANT.convert(text, None, None) == due
+
+
+# --- output ------------------------------------------------------------------------------
+
+
+def test_nothing_in_a_cell_can_steer_the_terminal_or_fake_a_row() -> None:
+    assert printable("\x1b[2Jgone\r\nrow\x9b1m") == "\\x1b[2Jgone\\r\\nrow\\x9b1m"
+    assert printable("grün [red] 任务") == "grün [red] 任务"
+
+
+def test_a_table_in_a_pipe_is_plain_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output(as_json=False)
+    out.table(["a", "b"], [["x" * 300, "[bold]y[/bold]"]], styles={"x" * 300: "red"})
+    said = capsys.readouterr().out
+    assert "x" * 300 in said
+    assert "[bold]y[/bold]" in said
+    assert "\x1b" not in said
+
+
+# --- findings ----------------------------------------------------------------------------
+
+SERVER = ServerReport("7.0.15", "run-1", 60, 1_000, 0, "noeviction", True)
+SHARD = ShardReport(
+    shard=0, now_ms=NOW, holder="host:1:a", term=3, seq=9, epoch=5, run_id="run-1",
+    progress_ms=NOW - 100, pending=10, overdue=0, next_due_ms=NOW + 60_000, blocked=0,
+    blocked_reasons={}, quarantined=0, quarantined_reasons={}, journal=0, journal_oldest_ms=None,
+    gap=0, templates=1, schedules=0, audit_id="uuid-1",
+)  # fmt: skip
+AUDIT = AuditReport("current", "sqlite:////a.db", "uuid-1")
+
+
+def judged(
+    *, leading: str = Leading.LEADING, audit: AuditReport = AUDIT,
+    server: ServerReport = SERVER, settings: Settings | None = None, **shard: Any,
+) -> dict[str, tuple[str, str, str]]:  # fmt: skip
+    situation = Situation(
+        settings or Settings(), server, [SHARD._replace(**shard)], [leading], audit
+    )
+    found = findings(situation)
+    assert all(one.remedy for one in found)
+    return {one.code: (one.level, one.text, one.remedy) for one in found}
+
+
+def test_a_healthy_system_has_no_findings() -> None:
+    assert judged() == {}
+    assert judged(audit=AuditReport("off"), audit_id=None) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "level", "facts"),
+    [
+        ("no_leader", "problem", {"leading": Leading.NOBODY, "holder": ""}),
+        ("leader_gone", "problem", {"leading": Leading.GONE}),
+        ("leader_stuck", "problem", {"leading": Leading.STUCK}),
+        ("history_unnamed", "problem", {"run_id": "run-0"}),
+        ("overdue", "note", {"overdue": 2, "next_due_ms": NOW - 2_000}),
+        ("overdue", "problem", {"overdue": 2, "next_due_ms": NOW - 20_000}),
+        ("blocked", "problem", {"blocked": 3, "blocked_reasons": {"the key q is not a list": 3}}),
+        ("quarantined", "problem", {"quarantined": 1, "quarantined_reasons": {"damaged": ["t"]}}),
+        ("drain_lag", "note", {"journal": 5, "journal_oldest_ms": NOW - 20_000}),
+        ("drain_lag", "problem", {"journal": 5, "journal_oldest_ms": NOW - 90_000}),
+        ("journal_filling", "problem", {"journal": 900_000}),
+        ("journal_gap", "problem", {"gap": 17}),
+        ("audit_unavailable", "problem", {"audit": AuditReport("unavailable", error="locked")}),
+        ("schema_missing", "problem", {"audit": AuditReport("missing", "db")}),
+        ("schema_outdated", "problem", {"audit": AuditReport("outdated", "db", "uuid-1")}),
+        ("schema_newer", "problem", {"audit": AuditReport("newer", "db", "uuid-1")}),
+        ("foreign_database", "problem", {"audit_id": "uuid-2"}),
+        ("redis_version", "problem", {"server": SERVER._replace(version="6.0.16")}),
+        ("eviction", "problem",
+         {"server": SERVER._replace(max_memory=10**6, eviction="allkeys-lru")}),
+        ("memory", "problem", {"server": SERVER._replace(max_memory=10**6, used_memory=950_000)}),
+        ("not_persistent", "note", {"server": SERVER._replace(appends_to_file=False)}),
+    ],
+)  # fmt: skip
+def test_each_abnormal_number_is_one_finding(code: str, level: str, facts: dict[str, Any]) -> None:
+    found = judged(**facts)
+    assert list(found) == [code]
+    assert found[code][0] == level
+
+
+def test_overdue_without_a_leader_is_a_problem_at_once_and_names_the_cure() -> None:
+    found = judged(leading=Leading.GONE, overdue=1, next_due_ms=NOW - 1_500)
+    assert found["overdue"][0] == "problem"
+    assert "as soon as a beat leads" in found["overdue"][2]
+    assert "celery -A proj beat" in found["leader_gone"][2]
+
+
+def test_reasons_are_told_with_their_tasks() -> None:
+    found = judged(
+        quarantined=2, quarantined_reasons={"the record is damaged": ["t1", "t2"]},
+        blocked=4, blocked_reasons={"the key q is not a list": 4},
+    )  # fmt: skip
+    assert "the record is damaged (t1, t2)" in found["quarantined"][1]
+    assert "the key q is not a list (4)" in found["blocked"][1]
+
+
+def test_a_refusing_journal_says_that_tasks_will_be_refused() -> None:
+    refusing = Settings(journal_max=1_000, journal_full="refuse")
+    assert "new tasks are refused" in judged(journal=800, settings=refusing)["journal_filling"][1]
+
+
+def test_problems_come_before_notes() -> None:
+    found = judged(gap=1, server=SERVER._replace(appends_to_file=False),
+                   journal=1, journal_oldest_ms=NOW - 20_000)  # fmt: skip
+    levels = [level for level, _, _ in found.values()]
+    assert levels == sorted(levels, key="note".__eq__)
+    assert set(levels) == {"problem", "note"}

@@ -149,6 +149,9 @@ def _on_sqlite_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     # with NORMAL a power cut may undo a commit, and the journal is trimmed by then
     connection.execute("PRAGMA synchronous=FULL")
+    # keys are random: with the default 2 MB, pages are read and written back all the time
+    connection.execute("PRAGMA cache_size=-16000")
+    connection.execute("PRAGMA wal_autocheckpoint=4000")
 
 
 def _on_sqlite_begin(connection: Connection) -> None:

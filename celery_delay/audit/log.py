@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import URL, Connection, Insert, Table, and_, insert, or_, select, update
@@ -121,9 +122,8 @@ class SQLAuditLog:
             if rows:
                 connection.execute(insert(event), [event_row(one) for one in rows])
                 entries, tasks = fold(rows, _known_runs(connection, rows))
-                if entries:
-                    connection.execute(_upsert(connection, entry), entries)
-                    connection.execute(_upsert(connection, task), tasks)
+                _merge(connection, entry, entries)
+                _merge(connection, task, tasks)
             return list(_endings(connection, events))
 
     def close(self) -> None:
@@ -219,16 +219,26 @@ def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
         yield values[start : start + _IN_LIMIT]
 
 
-def _upsert(connection: Connection, table: Table) -> Insert:
-    name = connection.dialect.name
-    if name in ("mysql", "mariadb"):
-        inserting = mysql.insert(table)
-        return inserting.on_duplicate_key_update(merging(table, dict(inserting.inserted.items())))
-    dialect: Any = postgresql if name == "postgresql" else sqlite
-    inserting = dialect.insert(table)
-    upsert: Insert = inserting.on_conflict_do_update(
+def _merge(connection: Connection, table: Table, rows: Iterable[Row]) -> None:
+    shapes: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        shapes.setdefault(tuple(row), []).append(row)
+    for names, alike in shapes.items():
+        connection.execute(_upsert(connection.dialect.name, table, names), alike)
+
+
+@lru_cache
+def _upsert(dialect: str, table: Table, names: tuple[str, ...]) -> Insert:
+    if dialect in ("mysql", "mariadb"):
+        into = mysql.insert(table)
+        return into.on_duplicate_key_update(
+            merging(table, {name: into.inserted[name] for name in names})
+        )
+    module: Any = postgresql if dialect == "postgresql" else sqlite
+    into = module.insert(table)
+    upsert: Insert = into.on_conflict_do_update(
         index_elements=list(table.primary_key),
-        set_=dict(merging(table, dict(inserting.excluded.items()))),
+        set_=dict(merging(table, {name: into.excluded[name] for name in names})),
     )
     return upsert
 

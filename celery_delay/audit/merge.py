@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha1
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, and_, case, func, literal_column, or_
+from sqlalchemy import ColumnElement, Table, and_, case, func, literal_column, or_
 
 from celery_delay.audit.tables import ID_LENGTH, NAME_LENGTH, TEXT_LENGTH, entry, task
 from celery_delay.entries import Event
@@ -29,6 +29,8 @@ from celery_delay.states import State
 __all__ = ["Row", "event_row", "fit_id", "fold", "merging", "stream_numbers"]
 
 Row = dict[str, Any]
+
+_dump = json.JSONEncoder(separators=(",", ":")).encode
 
 _STATES = {one.value: one for one in State}
 _HANDED_OFF = State.DISPATCHED.rank
@@ -72,12 +74,19 @@ def event_row(event: Event) -> Row:
         "version": event.version,
         "at_ms": event.at_ms,
         "eta_ms": event.eta_ms,
-        "data": json.dumps(event.data, separators=(",", ":")) if event.data else "{}",
+        "data": _dump(event.data) if event.data else "{}",
     }
+
+
+def _unknown(table: Table, without: Iterable[str]) -> Row:
+    row: Row = dict.fromkeys(name for name in (one.name for one in table.c) if name not in without)
+    return row | {"state_rank": -1, "version": 0}
 
 
 def fold(events: Iterable[Event], runs: Mapping[str, int]) -> tuple[list[Row], list[Row]]:
     """The rows of ``entry`` and ``task`` that *events* make, each row once.
+
+    A row has all columns, or all but the story's.
 
     Events in unknown states (a gap, a newer release's) make none.
 
@@ -112,31 +121,35 @@ def fold(events: Iterable[Event], runs: Mapping[str, int]) -> tuple[list[Row], l
         whole["updated_ms"] = max(whole["updated_ms"], at_ms)
         if event.eta_ms is not None:
             here["eta_ms"] = event.eta_ms
-            _fill(whole, latest, eta_ms=event.eta_ms)
+            if latest or whole["eta_ms"] is None:
+                whole["eta_ms"] = event.eta_ms
         if state is State.SCHEDULED:
-            story = _story(data)
-            _fill(whole, latest, **{name: story[name] for name in _STORY_OF_TASK})
-            _fill(here, True, **{name: story[name] for name in _STORY_OF_ENTRY})
-            _fill(here, False, scheduled_ms=at_ms)
+            story = _story(data, at_ms)
+            _tell(whole, _STORY_OF_TASK, story, latest)
+            _tell(here, _STORY_OF_ENTRY, story, True)
         elif state is State.DISPATCHED:
-            _fill(here, True, dispatched_ms=at_ms, lag_ms=_number(data.get("lag_ms")))
+            here["dispatched_ms"] = at_ms
+            here["lag_ms"] = _number(data.get("lag_ms"))
         elif state is State.STARTED:
-            _fill(here, True, started_ms=at_ms, worker=_text(data.get("worker"), NAME_LENGTH))
+            here["started_ms"] = at_ms
+            here["worker"] = _text(data.get("worker"), NAME_LENGTH)
         elif state.is_final:
             here["ended_ms"] = at_ms
     return list(entries.values()), list(tasks.values())
 
 
-_NEW_ENTRY: Row = dict.fromkeys(entry.c.keys()) | {"state_rank": -1, "version": 0}
-_NEW_TASK: Row = dict.fromkeys(task.c.keys()) | {"state_rank": -1, "version": 0, "updated_ms": 0}
-
+# A story's columns are in a row only when a SCHEDULED event has told them: most events do
+# not, and a short row is written in half the time.
 _STORY_OF_TASK = (
     "name", "queue", "argsrepr", "kwargsrepr", "root_id", "parent_id", "group_id",
 )  # fmt: skip
-_STORY_OF_ENTRY = ("group_id", "group_index", "chord", "ignore_result")
+_STORY_OF_ENTRY = ("group_id", "group_index", "chord", "ignore_result", "scheduled_ms")
+_NEW_TASK = _unknown(task, _STORY_OF_TASK)
+_NEW_TASK["updated_ms"] = 0
+_NEW_ENTRY = _unknown(entry, _STORY_OF_ENTRY)
 
 
-def _story(data: Mapping[str, Any]) -> Row:
+def _story(data: Mapping[str, Any], at_ms: int) -> Row:
     chord = data.get("chord")
     return {
         "name": _text(data.get("name"), NAME_LENGTH),
@@ -147,15 +160,17 @@ def _story(data: Mapping[str, Any]) -> Row:
         "parent_id": _id(data.get("parent_id")),
         "group_id": _id(data.get("group")),
         "group_index": _number(data.get("group_index")),
-        "chord": json.dumps(chord) if isinstance(chord, Mapping) else None,
+        "chord": _dump(chord) if isinstance(chord, Mapping) else None,
         "ignore_result": bool(data.get("ignore_result")),
+        "scheduled_ms": at_ms,
     }
 
 
-def _fill(row: Row, over: bool, **facts: Any) -> None:
-    for name, value in facts.items():
-        if value is not None and (over or row[name] is None):
-            row[name] = value
+def _tell(row: Row, names: Iterable[str], story: Row, over: bool) -> None:
+    for name in names:
+        known = row.get(name)
+        if known is None or (over and name not in _FIRST and story[name] is not None):
+            row[name] = story[name]
 
 
 def _seniority(rank: int, version: int) -> tuple[int, ...]:
@@ -172,15 +187,15 @@ def _advance(row: Row, state: State, version: int, error: str | None) -> bool:
 
 
 def merging(
-    old: FromClause, given: Mapping[str, ColumnElement[Any]]
+    old: Table, given: Mapping[str, ColumnElement[Any]]
 ) -> list[tuple[str, ColumnElement[Any]]]:
     """What an upsert sets, in the order in which MySQL must set it.
 
     Arguments:
         old: the table, ``task`` or ``entry``; its columns are the row that is there.
-        given: the columns of the row that is being merged into it.
+        given: those of the row that is being merged into it.
     """
-    columns = [one.name for one in old.c if not one.primary_key]
+    columns = [name for name in given if not old.c[name].primary_key]
     # a literal: PyMySQL batches an upsert only if no parameter comes behind VALUES
     handed_off: ColumnElement[int] = literal_column(str(_HANDED_OFF))
     newer = given["version"] > old.c.version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,12 +33,19 @@ _UUID = "uuid"
 _LOCK = 0x63656C64
 
 
-def alembic_config(connection: Connection) -> Config:
+def alembic_config(connection: Connection | None = None) -> Config:
     """Alembic's configuration for *connection*, whose transaction the migrations join."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    # "%" begins an interpolation in Alembic's options
+    folder = str(Path(__file__).parent / "migrations").replace("%", "%%")
+    config.set_main_option("script_location", folder)
     config.attributes["connection"] = connection
     return config
+
+
+@cache
+def _migrations() -> ScriptDirectory:
+    return ScriptDirectory.from_config(alembic_config())
 
 
 def is_current(connection: Connection) -> bool:
@@ -47,18 +55,17 @@ def is_current(connection: Connection) -> bool:
         SchemaOutdated: they were made by a newer release.
     """
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    script = ScriptDirectory.from_config(alembic_config(connection))
     found = context.get_current_revision()
     if found is None:
         return False
     try:
-        script.get_revision(found)
+        _migrations().get_revision(found)
     except CommandError as exc:
         raise SchemaOutdated(
             f"the audit tables have the version {found}, which this release does not know:"
             " they were migrated by a newer one"
         ) from exc
-    return found == script.get_current_head()
+    return found == _migrations().get_current_head()
 
 
 def upgrade(connection: Connection) -> str:

@@ -20,13 +20,20 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from celery.app import amqp as celery_amqp
+from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
 
 from celery_delay.clock import Clock, from_ms, to_ms
 from celery_delay.entries import Addition, Due
 from celery_delay.envelope import HEADER, Commands, Shape, addition_of
-from celery_delay.exceptions import DelayError, OutcomeUnknown, UnsupportedBroker
+from celery_delay.exceptions import (
+    DelayError,
+    InvalidSetting,
+    OutcomeUnknown,
+    StoreUnavailable,
+    UnsupportedBroker,
+)
 from celery_delay.ports import Added
 from celery_delay.settings import Settings
 
@@ -36,9 +43,11 @@ __all__ = [
     "Call",
     "Capturing",
     "Collection",
+    "check_size",
     "collected",
     "collecting",
     "next_run",
+    "warn_if_dead_on_arrival",
 ]
 
 logger = logging.getLogger(__name__)
@@ -150,6 +159,10 @@ class Capturing:
             call = options.pop(OPTION, None)
             collection = _collection.get()
             headers = dict(message[0])
+            if "id" not in headers:  # task_protocol = 1
+                if call is not None or collection is not None:
+                    raise InvalidSetting("a delayed task needs task_protocol = 2")
+                return send(producer, name, message, **options)
             copied = _pop_copied(headers, options)
             run = next_run(self.app, headers["id"], copied)
             plain = celery_amqp.task_message(headers, *message[1:4])
@@ -217,7 +230,12 @@ class Capturing:
             else:
                 collection.additions.append(addition)
 
-        return self._captured(send, producer, name, message, options, call.due, run, keep, None)
+        try:
+            return self._captured(send, producer, name, message, options, call.due, run, keep, None)
+        except OperationalError as exc:
+            if call.added is not None:
+                raise  # the entry is stored; it was the task-sent event that failed
+            raise StoreUnavailable(f"cannot reach the broker's Redis: {exc}") from exc
 
     def _delay_retry(
         self,
@@ -277,12 +295,7 @@ class Capturing:
                     "delayed tasks need a Redis broker in this version of celery-delay;"
                     f" broker_url leads to {type(channel).__module__}"
                 )
-            size = len(outgoing["body"])
-            if size > self._delayed.settings.max_payload:
-                raise ValueError(
-                    f"the message's body has {size} bytes, more than delay_max_payload"
-                    f" ({self._delayed.settings.max_payload}): pass a reference instead"
-                )
+            check_size(len(outgoing["body"]), self._delayed.settings)
             commands = Commands()
             copy = {**outgoing, "properties": _deep(outgoing["properties"])}
             channel.basic_publish(copy, _publish_batch=commands, **publish)
@@ -294,7 +307,7 @@ class Capturing:
                 run=run,
                 chord=chord,
             )
-            _warn_if_dead_on_arrival(addition, self._delayed.clock)
+            warn_if_dead_on_arrival(addition, self._delayed.clock)
             return addition, shape
 
         class Capture:
@@ -387,7 +400,21 @@ def _deep(value: Any) -> Any:
     return value
 
 
-def _warn_if_dead_on_arrival(addition: Addition, clock: Clock) -> None:
+def check_size(size: int, settings: Settings) -> None:
+    """Refuse a message whose body has more than ``delay_max_payload`` bytes.
+
+    Raises:
+        ValueError: it has.
+    """
+    if size > settings.max_payload:
+        raise ValueError(
+            f"the message's body has {size} bytes, more than delay_max_payload"
+            f" ({settings.max_payload}): pass a reference instead"
+        )
+
+
+def warn_if_dead_on_arrival(addition: Addition, clock: Clock) -> None:
+    """Log that *addition* expires before it is due."""
     due_ms = addition.due.ms + (clock.wall() * 1000 if addition.due.is_delay else 0)
     if 0 < addition.expires_ms <= due_ms:
         logger.warning(

@@ -20,6 +20,7 @@ from celery_delay.broker import RedisBroker
 from celery_delay.clock import SystemClock
 from celery_delay.control import Control, Revoking
 from celery_delay.entries import Addition, Due, StoredEntry
+from celery_delay.envelope import check_task_id
 from celery_delay.ports import Added, Ending, Transition
 from celery_delay.result import DelayedResult
 from celery_delay.results import ResultBackend
@@ -86,7 +87,7 @@ class CeleryDelay:
             As ``Task.apply_delayed``.
         """
         call = Call(calls.due_for(self.app, countdown, eta, tz))
-        calls.check_task_id(options.get("task_id"))
+        check_task_id(options.get("task_id"))
         result = self.app.send_task(name, args, kwargs, **{OPTION: call}, **options)
         assert call.added is not None
         return DelayedResult.of(result, call.added)

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 
 from celery.app.task import Task
 
-from celery_delay.amqp import OPTION, Call, Capturing, collecting
+from celery_delay.amqp import OPTION, Call, Capturing, collecting, warn_if_dead_on_arrival
 from celery_delay.entries import Due
+from celery_delay.envelope import check_task_id
 from celery_delay.exceptions import NotInstalled
 from celery_delay.instants import due_of
 from celery_delay.ports import Added
 from celery_delay.result import DelayedResult, EagerDelayedResult
-from celery_delay.shapes import learn, recipe_for
+from celery_delay.shapes import is_plain, learn, recipe_for
 
-__all__ = ["DelayedCall", "check_task_id", "due_for", "install_methods", "require"]
+__all__ = ["DelayedCall", "due_for", "install_methods", "require"]
 
 #: Entries that one bulk call hands to the store at a time.
 CHUNK = 500
@@ -104,7 +105,9 @@ def apply_delayed(
         return EagerDelayedResult.of(self.apply_async(args, kwargs, **options))
     delayed = require(app)
     if (recipe := recipe_for(self, options)) is not None:
-        [added] = delayed.add([recipe.addition(args, kwargs, due, options.get("task_id"))])
+        addition = recipe.addition(args, kwargs, due, options.get("task_id"))
+        warn_if_dead_on_arrival(addition, delayed.clock)
+        [added] = delayed.add([addition])
         return _result(app, added, options.get("ignore_result", self.ignore_result))
     call = Call(due)
     result = self.apply_async(args, kwargs, **{OPTION: call}, **options)
@@ -167,6 +170,8 @@ def apply_delayed_many(
     """
     app = self._get_app()
     delayed = require(app)
+    if "task_id" in options:
+        raise TypeError("task_id cannot be the same for many calls: give DelayedCall(task_id=…)")
     general = (
         due_for(app, countdown, eta, tz) if countdown is not None or eta is not None else None
     )
@@ -191,8 +196,9 @@ def apply_delayed_many(
             due = due_for(app, one.countdown, one.eta, tz if one.eta is not None else None)
         check_task_id(one.task_id)
         recipe = recipe or recipe_for(self, options)
-        if recipe is not None:
+        if recipe is not None and is_plain(one.task_id):
             addition = recipe.addition(one.args, one.kwargs, due, one.task_id)
+            warn_if_dead_on_arrival(addition, delayed.clock)
         else:
             own = options if one.task_id is None else {**options, "task_id": one.task_id}
             call = Call(due)
@@ -215,22 +221,6 @@ def _result(app: Any, added: Added, ignored: bool) -> DelayedResult:
 
 def _call(given: DelayedCall | Sequence[Any]) -> DelayedCall:
     return given if isinstance(given, DelayedCall) else DelayedCall(tuple(given))
-
-
-def check_task_id(task_id: Any) -> None:
-    """Refuse ids that the store, SQL or a log line could not hold.
-
-    Raises:
-        TypeError, ValueError: *task_id* is no text of 1 to 255 printable characters.
-    """
-    if task_id is None:
-        return
-    if not isinstance(task_id, str):
-        raise TypeError(f"task_id must be a text, not {task_id!r}")
-    if not task_id or len(task_id) > 255 or not task_id.isprintable():
-        raise ValueError(
-            f"task_id={task_id!r} must have 1 to 255 characters, and no control characters"
-        )
 
 
 def install_methods() -> None:

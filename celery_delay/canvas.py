@@ -11,6 +11,7 @@ from celery.result import AsyncResult, EagerResult, GroupResult, ResultBase
 
 from celery_delay.amqp import Collection, collecting
 from celery_delay.calls import due_for, require
+from celery_delay.envelope import check_task_id
 from celery_delay.ports import Added
 from celery_delay.result import DelayedResult, EagerDelayedResult
 
@@ -48,6 +49,7 @@ def apply_delayed(
     """
     app = self.app
     due = due_for(app, countdown, eta, tz)
+    check_task_id(options.get("task_id"))
     if app.conf.task_always_eager:
         result = self.apply_async(args, kwargs, **options)
         return EagerDelayedResult.of(result) if isinstance(result, EagerResult) else result

@@ -18,7 +18,7 @@ from celery_delay.clock import to_ms
 from celery_delay.entries import SLOT, Addition, Due, EntryId, Template
 from celery_delay.exceptions import UnsupportedBroker
 
-__all__ = ["HEADER", "Shape", "addition_of", "shape_of"]
+__all__ = ["HEADER", "Shape", "addition_of", "check_task_id", "shape_of"]
 
 #: Name of our message header: a mapping of task_id, run and eta_ms.
 HEADER = "celery_delay"
@@ -76,6 +76,7 @@ def addition_of(
 
     Raises:
         UnsupportedBroker: the message does not go to exactly one queue.
+        TypeError, ValueError: the task id is none that can be stored.
     """
     pushes = [one for one in commands.taken if one[0] == "lpush"]
     expiries = [one for one in commands.taken if one[0] == "pexpire"]
@@ -94,6 +95,7 @@ def addition_of(
         expiring=tuple(prefix + one[1] for one in expiries),
     )
     headers = envelope["headers"]
+    check_task_id(headers["id"])
     expires = headers.get("expires")
     return (
         Addition(
@@ -106,6 +108,22 @@ def addition_of(
         ),
         shape,
     )
+
+
+def check_task_id(task_id: Any) -> None:
+    """Refuse ids that the store, SQL or a log line could not hold.
+
+    Raises:
+        TypeError, ValueError: *task_id* is no text of 1 to 255 printable characters.
+    """
+    if task_id is None:
+        return
+    if not isinstance(task_id, str):
+        raise TypeError(f"task_id must be a text, not {task_id!r}")
+    if not task_id or len(task_id) > 255 or not task_id.isprintable():
+        raise ValueError(
+            f"task_id={task_id!r} must have 1 to 255 characters, and no control characters"
+        )
 
 
 def story_of(headers: Mapping[str, Any], queue: str, chord: Any) -> str:

@@ -24,15 +24,16 @@ from celery.app.amqp import add_seconds_to_datetime
 from celery.app.routes import MapRoute, Router
 from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_make_aware
+from kombu.exceptions import EncodeError
 from kombu.messaging import Producer
 from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
-from celery_delay.amqp import AMQP, Call, collected
+from celery_delay.amqp import AMQP, Call, check_size, collected
 from celery_delay.clock import to_ms
 from celery_delay.entries import Addition, Due, EntryId
 
-__all__ = ["Recipe", "disabled", "learn", "recipe_for"]
+__all__ = ["Recipe", "disabled", "is_plain", "learn", "recipe_for"]
 
 #: Options whose value is part of the shape.  A call with any other takes the full way.
 _LITERAL = frozenset(
@@ -104,6 +105,7 @@ class Recipe:
         Raises:
             TypeError: the arguments do not fit the task, or are no list and mapping.
             kombu.exceptions.EncodeError: they are not JSON.
+        ValueError: they are larger than ``delay_max_payload``.
         """
         args, kwargs = args or (), kwargs or {}
         if self._check is not None:
@@ -124,14 +126,18 @@ class Recipe:
         )
 
     def _values(self, args: Any, kwargs: Any) -> tuple[_Values, int]:
-        body = dumps((args, kwargs, _NO_EMBED)).encode()
+        try:
+            body = b64encode(dumps((args, kwargs, _NO_EMBED)).encode()).decode()
+        except Exception as exc:
+            raise EncodeError(exc) from exc  # what kombu makes of it
+        check_size(len(body), self._app.delayed.settings)
         expires, expires_ms = "", 0
         if self._expires is not None:
             instant = self._expiry()
             expires, expires_ms = json.dumps(instant.isoformat()), to_ms(instant)
         return (
             _Values(
-                f'"{b64encode(body).decode()}"',
+                f'"{body}"',
                 json.dumps(_text(args, self._levels)),
                 json.dumps(_text(kwargs, self._levels)),
                 expires,
@@ -163,7 +169,7 @@ _CONSTANT = {("headers", "origin"), ("properties", "expiration")}
 
 def recipe_for(task: Any, options: Mapping[str, Any]) -> Recipe | None:
     """The recipe for calls of *task* with *options*; ``None``: take the full way."""
-    if not _is_plain(options.get("task_id", "")):
+    if not is_plain(options.get("task_id", "")):
         return None
     known = _known(task.app)
     key = _key(task, options)
@@ -201,7 +207,7 @@ def learn(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any], call: C
         known[key] = recipe
 
 
-def _is_plain(task_id: str | None) -> bool:
+def is_plain(task_id: str | None) -> bool:
     """Whether JSON writes the id as it is; ``envelope.Shape.plain_id`` of the first call."""
     return not task_id or (task_id.isascii() and '"' not in task_id and "\\" not in task_id)
 

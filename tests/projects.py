@@ -16,7 +16,8 @@ __all__ = ["hand_off", "make_app", "messages"]
 
 def make_app(url: str, **conf: Any) -> Celery:
     """An app with celery-delay on the Redis at *url*, not the current one."""
-    app = Celery("project", broker=url, backend=url, set_as_current=False)
+    backend = conf.pop("result_backend", url)
+    app = Celery("project", broker=url, backend=backend, set_as_current=False)
     app.conf.update(conf)
     CeleryDelay(app)
     return app

@@ -69,9 +69,10 @@ def make_app(project: str, url: str, db: int) -> Celery:
         **PROJECTS[project],
     )
 
-    app.task(_add, name="project.add")
+    app.task(_add, shared=False, name="project.add")
     app.task(
         _tuned,
+        shared=False,
         name="project.tuned",
         time_limit=30,
         soft_time_limit=20,

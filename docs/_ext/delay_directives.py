@@ -113,8 +113,8 @@ class CommandLine(Written):
             inner = click.Context(
                 command,
                 info_name=f"celery -A proj delay {name}",
-                terminal_width=90,
-                max_content_width=90,
+                terminal_width=80,
+                max_content_width=80,
             )
             yield "   ::\n"
             for line in command.get_help(inner).splitlines():

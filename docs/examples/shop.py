@@ -8,8 +8,11 @@ from celery_delay import CeleryDelay
 
 HERE = Path(__file__).resolve().parent
 
-app = Celery("shop", broker="redis://localhost:6379/0", backend="redis://localhost:6379/1")
+app = Celery("shop")
+app.conf.broker_url = "redis://localhost:6379/0"
+app.conf.result_backend = "redis://localhost:6379/1"
 app.conf.delay_database_url = f"sqlite:///{HERE / 'shop.db'}"
+app.conf.delay_intercept = "retry"
 CeleryDelay(app)
 
 

@@ -16,7 +16,7 @@ from celery_delay.exceptions import (
     SchemaOutdated,
     StoreUnavailable,
 )
-from celery_delay.states import CancelOutcome
+from celery_delay.states import CancelOutcome, State
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
@@ -25,6 +25,7 @@ __all__ = ["cancel_command", "migrate_command"]
 
 # --- cancel ------------------------------------------------------------------------------
 
+_HANDED_OFF = frozenset(one.value for one in State if one.rank >= State.DISPATCHED.rank)
 _MEANING: Mapping[CancelOutcome, str] = {
     CancelOutcome.CANCELLED: "it never runs",
     CancelOutcome.TOO_LATE: "it was handed to its queue: `celery control revoke` tells the workers",
@@ -81,6 +82,8 @@ def _cancel(delayed: CeleryDelay, task_id: str, reason: str | None) -> dict[str,
     outcome, error = None, None
     try:
         outcome = delayed.cancel(task_id, reason=reason)
+        if outcome is CancelOutcome.NOT_FOUND:
+            outcome = _remembered(delayed, task_id)
         meaning = _MEANING[outcome]
     except StoreUnavailable as exc:
         error, meaning = str(exc), "nothing has changed"
@@ -92,6 +95,27 @@ def _cancel(delayed: CeleryDelay, task_id: str, reason: str | None) -> dict[str,
         "meaning": meaning,
         "error": error,
     }
+
+
+def _remembered(delayed: CeleryDelay, task_id: str) -> CancelOutcome:
+    """The answer for a task that does not wait, by what the audit knows of it.
+
+    Redis forgets a task with its hand-off, and the result backend hears of it from the worker
+    at its end: in between, only the audit can tell TOO_LATE from NOT_FOUND.
+    """
+    if delayed.settings.database_url is None:
+        return CancelOutcome.NOT_FOUND
+    try:
+        known = open_audit(delayed).task(task_id)
+    except DelayError:
+        return CancelOutcome.NOT_FOUND
+    state = known.state if known is not None else None
+    if state == State.CANCELLED.value:
+        return CancelOutcome.CANCELLED
+    # SCHEDULED: so it was when that was drained, and it waits no more
+    if state == State.SCHEDULED.value or state in _HANDED_OFF:
+        return CancelOutcome.TOO_LATE
+    return CancelOutcome.NOT_FOUND
 
 
 # --- migrate -----------------------------------------------------------------------------

@@ -144,9 +144,9 @@ def _entries(shard: ShardReport, leading: str) -> Iterator[Finding]:
             "problem", "quarantined", number,
             f"{shard.quarantined} tasks of shard {number} cannot be handed off and are parked: "
             + _listed(f"{why} ({_listed(ids)})" for why, ids in shard.quarantined_reasons.items()),
-            "they will not run by themselves: see `show ID` for what they were, schedule them"
-            " again where they still matter, and ask who else writes to this Redis (another"
-            " program, an eviction, a restore of a part)",
+            "they will not run by themselves: `history ID` tells what they were; schedule them"
+            " again where they still matter, and `cancel ID` clears them away; then ask who else"
+            " writes to this Redis (another program, an eviction, a restore of a part)",
         )  # fmt: skip
 
 

@@ -58,7 +58,8 @@ class Output:
 
     def document(self, value: Mapping[str, object]) -> None:
         """The JSON document."""
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        # ASCII only: what could steer a terminal is escaped
+        click.echo(json.dumps(value, indent=2))
 
     def line(self, text: str = "", style: str = "") -> None:
         """A line of text."""

@@ -165,9 +165,7 @@ def _audit(delayed: CeleryDelay) -> AuditReport:
     return AuditReport(state, str(audit.database), uuid)
 
 
-def _status_document(
-    seen: Situation, found: Sequence[Finding], healthy: bool
-) -> dict[str, Any]:
+def _status_document(seen: Situation, found: Sequence[Finding], healthy: bool) -> dict[str, Any]:
     server: ServerReport = seen.server
     return {
         "healthy": healthy,

@@ -66,9 +66,7 @@ def show_command(delayed: CeleryDelay, out: Output, *, task_id: str) -> int:
     return YES if known else NO
 
 
-def _audited(
-    delayed: CeleryDelay, task_id: str
-) -> tuple[dict[str, Any] | None, str | None]:
+def _audited(delayed: CeleryDelay, task_id: str) -> tuple[dict[str, Any] | None, str | None]:
     """The audit's document, or why there is none."""
     if delayed.settings.database_url is None:
         return None, None

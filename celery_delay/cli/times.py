@@ -76,9 +76,7 @@ class _Instant(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 
     name = "instant"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Due:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Due:
         if isinstance(value, Due):
             return value
         text = str(value).strip()

@@ -54,7 +54,10 @@ class Elector:
         self._term: int | None = None
         self._trusted_until = 0.0
         self._seen: LeaseRecord | None = None
-        self._seen_since = 0.0
+        # for how long the record was watched and did not change
+        self._watched = 0.0
+        # when it was last looked at; None after a failure
+        self._looked_at: float | None = None
 
     def term(self) -> int | None:
         """The term in which this replica leads now; ``None`` if it does not, or cannot be sure."""
@@ -76,18 +79,23 @@ class Elector:
             StoreUnavailable: the attempt failed.  A leader goes on until its trust ends.
         """
         started = self._clock.boot()
-        waited = self._seen is not None and started - self._seen_since >= self._settings.lease
+        watched = self._watched
+        if self._looked_at is not None:
+            watched += started - self._looked_at
         try:
-            record = self._lease.elect(seen=self._seen, may_take=waited)
+            record = self._lease.elect(
+                seen=self._seen, may_take=watched >= self._settings.lease
+            )
         except StoreUnavailable:
-            # what was not seen cannot have stayed unchanged: start to wait anew
-            self._seen_since = self._clock.boot()
+            # while the store is away its silence is not the leader's: that time does not count
+            self._looked_at = None
             if self._term is not None and self.term() is None:
                 self._step_down("its lease could not be renewed")
             raise
         if self._seen is None or (record.term, record.seq) != (self._seen.term, self._seen.seq):
-            self._seen_since = self._clock.boot()
-        self._seen = record
+            watched = 0.0
+        self._watched = watched
+        self._seen, self._looked_at = record, self._clock.boot()
         if record.holder == self._holder:
             self._trusted_until = started + self._settings.lease_trust
             if self._term != record.term:

@@ -150,15 +150,13 @@ def migrate_command(delayed: CeleryDelay, out: Output, *, check: bool, adopt: bo
     audit = open_audit(delayed)
     before = audit.schema()
     owner, store_error = _owner(delayed)
-    if adopt and store_error:
+    if adopt and store_error is not None:
         raise StoreUnavailable(store_error)
     if before.state == "newer":
         raise SchemaOutdated(
             f"the audit tables in {audit.database} are of a newer release: upgrade celery-delay"
         )
-    uuid = before.uuid
-    if not check:
-        uuid = delayed.audit_log.migrate(adopt=owner if adopt else None)
+    uuid = before.uuid if check else delayed.audit_log.migrate(adopt=owner if adopt else None)
     state = before.state if check else "current"
     foreign = owner is not None and uuid is not None and owner != uuid
     document = {

@@ -64,11 +64,7 @@ def list_command(
     states = list(dict.fromkeys(one.upper() for one in states))
     asks_redis = _WAITING in states or any(one and one.is_delay for one in (after, before))
     now_ms = delayed.now_ms() if asks_redis else None
-    bounds = {
-        name: one.ms + ((now_ms or 0) if one.is_delay else 0)
-        for name, one in (("after_ms", after), ("before_ms", before))
-        if one is not None
-    }
+    bounds = _bounds(now_ms or 0, after_ms=after, before_ms=before)
     if states == [_WAITING] and task is None and queue is None:
         rows = [_stored_row(one, now_ms) for one in delayed.list(limit=limit, **bounds)]
         document = _document("store", rows, now_ms, total=delayed.count(**bounds))
@@ -85,6 +81,14 @@ def list_command(
     else:
         _print(out, document)
     return YES
+
+
+def _bounds(now_ms: int, **given: Due | None) -> dict[str, int]:
+    return {
+        name: one.ms + (now_ms if one.is_delay else 0)
+        for name, one in given.items()
+        if one is not None
+    }
 
 
 def _document(

@@ -338,9 +338,14 @@ def test_history_tells_all_runs_in_order(app: Celery) -> None:
     drain(app)
     run_number = told(app, "show", task_id)["audit"]["run"]
     entry = EntryId(task_id, run_number)
-    app.delayed.record([Transition(entry, 1, State.STARTED, {"worker": "w1@shop", "pid": 7})])
-    app.delayed.record([Transition(entry, 1, State.RETRIED, {"reason": "no\nmoney"})])
     following = entry._replace(run=run_number + 1)
+    app.delayed.shards[0].record(  # in one millisecond
+        [
+            Transition(entry, 1, State.STARTED, {"worker": "w1@shop", "pid": 7}),
+            Transition(entry, 1, State.RETRIED, {"reason": "no\nmoney"}),
+        ]
+    )
+    app.delayed.clock.sleep(0.002)
     app.delayed.record([Transition(following, 1, State.DISPATCHED, {"native": True})])
     drain(app)
 

@@ -66,6 +66,15 @@ def _url(name: str, value: Any) -> str | None:
     return value
 
 
+def _redis_url(name: str, value: Any) -> str | None:
+    schemes = ("redis://", "rediss://", "unix://", "redis+socket://")
+    if value is not None and (not isinstance(value, str) or not value.startswith(schemes)):
+        raise InvalidSetting(
+            f"{name} must begin with one of {', '.join(schemes)}, or be None; not {value!r}"
+        )
+    return value
+
+
 def _setting(default: Any, check: Callable[[str, Any], Any], doc: str) -> Any:
     return field(default=default, metadata={"check": check, "doc": " ".join(doc.split())})
 
@@ -76,7 +85,7 @@ class Settings:
 
     redis_url: str | None = _setting(
         None,
-        _url,
+        _redis_url,
         """Where delayed tasks wait: ``redis://``, ``rediss://``, ``unix://`` or
         ``redis+socket://``.  ``None`` takes the broker's own Redis.  It must be the same
         Redis *server* as the broker's; the DB number may differ.""",

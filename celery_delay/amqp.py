@@ -25,9 +25,10 @@ from kombu.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
 
 from celery_delay.clock import Clock, from_ms, to_ms
-from celery_delay.entries import Addition, Due
+from celery_delay.entries import Addition, Due, StoredEntry
 from celery_delay.envelope import HEADER, Commands, Shape, addition_of
 from celery_delay.exceptions import (
+    AlreadyScheduled,
     DelayError,
     InvalidSetting,
     OutcomeUnknown,
@@ -116,6 +117,8 @@ class Delayer(Protocol):
     clock: Clock
 
     def add(self, additions: list[Addition]) -> list[Added]: ...
+
+    def get(self, task_id: str) -> StoredEntry | None: ...
 
     def broker_database(self) -> int: ...
 
@@ -251,7 +254,13 @@ class Capturing:
         Celery's own delay, unless the store may have it already."""
 
         def keep(addition: Addition, _shape: Shape) -> None:
-            self._delayed.add([addition])
+            try:
+                self._delayed.add([addition])
+            except AlreadyScheduled:
+                # the run before was delivered twice (a worker died): its retry waits already
+                waiting = self._delayed.get(addition.entry_id.task_id)
+                if waiting is None or waiting.entry_id != addition.entry_id:
+                    raise
 
         def fall_back(exc: Exception) -> bool:
             if isinstance(exc, OutcomeUnknown):

@@ -20,6 +20,7 @@ is stored for it is when to ask next, not when it fires; see :func:`firing`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -83,8 +84,7 @@ def next_after(plan: BaseSchedule, after_ms: int) -> int | None:
     if not _is_known(plan):
         return _asked(plan, after_ms, after_ms, after_ms, first=True).next_ms
     if isinstance(plan, crontab):
-        found = next(_crontab_instants(plan, from_ms(after_ms)), None)
-        return None if found is None else to_ms(found)
+        return next(_after(plan, after_ms), None)
     if isinstance(plan, solar):
         return _next_event(plan, after_ms)
     if plan.relative:
@@ -104,25 +104,34 @@ def latest(plan: BaseSchedule, first_ms: int, now_ms: int) -> int:
     else:
         begin = _shortly_before(plan, first_ms, now_ms)
     occurrence = first_ms
-    following: int | None = begin
-    while following is not None and following <= now_ms:
-        # each a step: begin itself need not be one unless it is the first
-        occurrence = following if following > begin else occurrence
-        following = next_after(plan, following)
+    for following in _after(plan, begin):
+        if following > now_ms:
+            break
+        occurrence = following
     return occurrence
+
+
+def _after(plan: BaseSchedule, after_ms: int) -> Iterator[int]:
+    """The occurrences after an instant."""
+    if isinstance(plan, crontab):
+        yield from map(to_ms, _crontab_instants(plan, from_ms(after_ms)))
+        return
+    following = next_after(plan, after_ms)
+    while following is not None:
+        yield following
+        following = next_after(plan, following)
 
 
 def definition(plan: BaseSchedule) -> str:
     """A text that changes when the schedule's times do, and is the same in each process."""
     if not _is_known(plan):
         kind = f"{type(plan).__module__}.{type(plan).__qualname__}"
-        own = {
-            name: value
-            for name, value in getattr(plan, "__dict__", {}).items()
+        own = [
+            f"{name}={_same_everywhere(value)}"
+            for name, value in sorted(getattr(plan, "__dict__", {}).items())
             if name not in ("_app", "app", "nowfun", "utc_enabled", "cal", "ephem")
-        }
-        # an address differs from process to process
-        return re.sub(r" at 0x[0-9a-f]+", "", f"{kind} {sorted(own.items(), key=str)}")
+        ]
+        return f"{kind} {' '.join(own)}"
     if isinstance(plan, crontab):
         fields = (plan.minute, plan.hour, plan.day_of_month, plan.month_of_year, plan.day_of_week)
         texts = " ".join(",".join(map(str, sorted(field))) for field in fields)
@@ -131,6 +140,13 @@ def definition(plan: BaseSchedule) -> str:
         return repr(plan)
     relative = f" relative {_zone(plan)}" if plan.relative else ""
     return f"interval {plan.run_every.total_seconds()}{relative}"
+
+
+def _same_everywhere(value: object) -> str:
+    """A text of *value* without what differs from process to process: addresses, sets' order."""
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(map(_same_everywhere, value)))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _is_known(plan: BaseSchedule) -> bool:
@@ -155,7 +171,8 @@ def _asked(
 ) -> Firing:
     is_due, seconds = plan.is_due(from_ms(last_ms).astimezone(_zone(plan)))
     try:
-        wait_ms = max(_SHORTEST_MS, -int(-float(seconds) * 1000 // 1))
+        # rounded first: 3 - 2.9 is a bit more than 0.1
+        wait_ms = max(_SHORTEST_MS, math.ceil(round(float(seconds) * 1000, 3)))
     except (TypeError, ValueError, OverflowError):
         wait_ms = _USUAL_MS
     if not is_due:
@@ -171,7 +188,8 @@ def _asked(
 
 
 def _every_ms(plan: schedule) -> int:
-    return max(1, -(-plan.run_every // _MS))
+    every: timedelta = plan.run_every
+    return max(1, -(-every // _MS))
 
 
 def _next_event(plan: solar, after_ms: int) -> int:
@@ -212,6 +230,7 @@ def _crontab_instants(plan: crontab, after: datetime) -> Iterator[datetime]:
     today = local.date()
     # the day before too: a skipped time may be made up for past midnight
     for day in _days(plan, today - timedelta(days=1), today + _HORIZON):
+        found: Iterator[datetime]
         if not _is_steady(day, zone):
             found = _sorted_around(plan, day, zone)
         elif day < today:
@@ -252,7 +271,7 @@ def _plain(plan: crontab, day: date, zone: tzinfo, from_hour: int) -> Iterator[d
                 yield local.astimezone(timezone.utc)
 
 
-def _sorted_around(plan: crontab, day: date, zone: tzinfo) -> list[datetime]:
+def _sorted_around(plan: crontab, day: date, zone: tzinfo) -> Iterator[datetime]:
     """The instants of a day near a change of the clocks, and of those beside it, in order.
 
     Around midnight the order of local times is not that of instants.  What is nearer to the
@@ -262,7 +281,7 @@ def _sorted_around(plan: crontab, day: date, zone: tzinfo) -> list[datetime]:
     for near in _days(plan, day - timedelta(days=1), day + timedelta(days=1)):
         instants.update(_around_change(plan, near, zone))
     noon = datetime(day.year, day.month, day.day, 12, tzinfo=zone) + timedelta(days=1)
-    return sorted(one for one in instants if one < noon.astimezone(timezone.utc))
+    yield from sorted(one for one in instants if one < noon.astimezone(timezone.utc))
 
 
 def _around_change(plan: crontab, day: date, zone: tzinfo) -> Iterator[datetime]:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: The longest wait when nothing is due, in seconds.
 LONGEST_WAIT = 1.0
+#: The pause before due entries that could not be moved are tried again, in seconds.
+RETRY_AFTER = 0.1
 #: How often blocked entries get another try, in seconds.
 MERGE_EVERY = 1.0
 
@@ -53,11 +55,11 @@ class Dispatcher:
         """
         while (number := term()) is not None:
             try:
-                moved = self._store.move(hold_ms=self._guard.hold_ms)
+                moved = self._move()
             except StaleEpoch:
-                self._begin_epoch(number)
+                if not self._begin_epoch(number):
+                    return RETRY_AFTER
                 continue
-            self._guard.saw(moved.now_ms)
             self._tell(moved)
             if self._clock.monotonic() >= self._merge_at:
                 self._merge_at = self._clock.monotonic() + MERGE_EVERY
@@ -66,11 +68,12 @@ class Dispatcher:
                 return self._wait(moved)
         return LONGEST_WAIT
 
-    def steal(self, seen: LeaseRecord) -> int:
+    def steal(self, seen: LeaseRecord, asked_at: float, seen_at: float) -> int:
         """Move what the leader leaves lying, as a standby.
 
         Arguments:
-            seen: the lease as it was just seen; most calls end by looking at it.
+            seen: the lease as it was last seen; most calls end by looking at it.
+            asked_at, seen_at: when (boot clock) the store was asked for it, and had answered.
 
         Returns:
             How many entries were moved.
@@ -78,6 +81,7 @@ class Dispatcher:
         Raises:
             StoreUnavailable: as in :meth:`run_once`.
         """
+        self._guard.saw(seen.now_ms, asked_at, seen_at)
         backstop = round(self._settings.backstop * 1000)
         if seen.head_due_ms is None or seen.now_ms - seen.head_due_ms <= backstop:
             return 0
@@ -86,7 +90,7 @@ class Dispatcher:
         stolen = 0
         while True:
             try:
-                moved = self._store.move(steal_ms=backstop)
+                moved = self._move(steal_ms=backstop)
             except StaleEpoch:
                 return stolen  # only a leader may name a new history
             stolen += moved.moved
@@ -101,10 +105,22 @@ class Dispatcher:
             )
         return stolen
 
-    def _begin_epoch(self, term: int) -> None:
+    def _move(self, steal_ms: int = 0) -> Moved:
+        """One batch, under the guard's verdict on the store's present time."""
+        for _ in range(2):
+            asked_at = self._clock.boot()
+            moved = self._store.move(
+                hold_ms=self._guard.hold_ms, steal_ms=steal_ms, latest_ms=self._guard.latest_ms
+            )
+            self._guard.saw(moved.now_ms, asked_at, self._clock.boot())
+            if not moved.unmoved:
+                break
+        return moved
+
+    def _begin_epoch(self, term: int) -> bool:
         begun = self._store.begin_epoch(term=term, known_epoch=self._epoch)
         if begun is None:
-            return  # somebody else leads; term() will say so
+            return False  # somebody else leads, or nobody; the election will tell
         self._epoch, before = begun
         if before:
             logger.warning(
@@ -116,6 +132,7 @@ class Dispatcher:
                 "Redis bears no mark: it is new, or was emptied",
                 extra={"event": "epoch_began", "epoch": self._epoch, "run_id_before": ""},
             )
+        return True
 
     def _tell(self, moved: Moved) -> None:
         if moved.moved:
@@ -142,7 +159,10 @@ class Dispatcher:
     def _wait(moved: Moved) -> float:
         if moved.next_due_ms is None:
             return LONGEST_WAIT
-        return min(LONGEST_WAIT, max(0.0, (moved.next_due_ms - moved.now_ms) / 1000))
+        wait = (moved.next_due_ms - moved.now_ms) / 1000
+        # what is due and stays where it is, is held back or cannot be moved now
+        shortest = RETRY_AFTER if wait <= 0 and not moved.handled else 0.0
+        return min(LONGEST_WAIT, max(shortest, wait))
 
 
 class ClockGuard:
@@ -150,6 +170,9 @@ class ClockGuard:
 
     A jump forward by more than :data:`STEP` that this machine's wall clock does not confirm is
     believed only after :data:`PATIENCE`.  A jump backward makes tasks late, never early.
+
+    A move is told the latest instant that is no jump, and does nothing beyond it; else the first
+    batch after a jump would be gone before anybody knew.
     """
 
     #: Seconds of jump that are noticed.
@@ -158,10 +181,13 @@ class ClockGuard:
     AGREEMENT = 1.0
     #: Seconds for which entries are held back.
     PATIENCE = 60.0
+    #: An answer that took longer, in seconds, says too little of the store's clock.
+    SLOW = 0.5
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._offset: float | None = None
+        self._asked_at = 0.0
         self._jump = 0.0
         self._until = 0.0
 
@@ -170,14 +196,29 @@ class ClockGuard:
         """For how long an entry must have been due to be moved now."""
         return round(self._jump * 1000) if self._clock.boot() < self._until else 0
 
-    def saw(self, store_ms: int) -> None:
-        """Compare the store's clock with this machine's."""
-        boot, store = self._clock.boot(), store_ms / 1000
-        offset = store - boot
+    @property
+    def latest_ms(self) -> int:
+        """The store's time may be this now without a jump; 0 while nothing is known of it."""
+        if self._offset is None:
+            return 0
+        return round((self._offset + self._clock.boot() + self.STEP) * 1000)
+
+    def saw(self, store_ms: int, asked_at: float, answered_at: float) -> None:
+        """Compare the store's clock with this machine's.
+
+        Arguments:
+            store_ms: the store's time, taken between the two instants of the boot clock.
+        """
+        if asked_at < self._asked_at or answered_at - asked_at > self.SLOW:
+            return  # older than what is known, or the process was paused
+        self._asked_at = asked_at
+        store = store_ms / 1000
+        offset = store - answered_at
         jump = 0.0 if self._offset is None else offset - self._offset
         self._offset = offset
         if abs(jump) <= self.STEP:
             return
+        wall = self._clock.wall() - (self._clock.boot() - answered_at)
         if jump < 0:
             logger.error(
                 "Redis' clock went back by %.1f s: tasks are late until it has caught up",
@@ -185,10 +226,10 @@ class ClockGuard:
                 extra={"event": "clock_stepped", "seconds": jump},
             )
             self._until = 0.0
-        elif abs(store - self._clock.wall()) <= self.AGREEMENT:
+        elif abs(store - wall) <= self.AGREEMENT:
             self._until = 0.0
         else:
-            self._jump, self._until = jump, boot + self.PATIENCE
+            self._jump, self._until = jump, answered_at + self.PATIENCE
             logger.error(
                 "Redis' clock jumped by %.1f s and this machine's did not: what that made due is"
                 " held back for %.0f s",

@@ -58,6 +58,7 @@ class Elector:
         self._watched = 0.0
         # when it was last looked at; None after a failure
         self._looked_at: float | None = None
+        self._sighting: tuple[LeaseRecord, float, float] | None = None
 
     def term(self) -> int | None:
         """The term in which this replica leads now; ``None`` if it does not, or cannot be sure."""
@@ -68,6 +69,11 @@ class Elector:
     def seen(self) -> LeaseRecord | None:
         """The lease as it was last seen."""
         return self._seen
+
+    @property
+    def sighting(self) -> tuple[LeaseRecord, float, float] | None:
+        """The lease as it was last seen, and when (boot clock) it was asked for and answered."""
+        return self._sighting
 
     def run_once(self) -> float:
         """Renew, take over or look.
@@ -96,6 +102,7 @@ class Elector:
             watched = 0.0
         self._watched = watched
         self._seen, self._looked_at = record, self._clock.boot()
+        self._sighting = record, started, self._looked_at
         if record.holder == self._holder:
             self._trusted_until = started + self._settings.lease_trust
             if self._term != record.term:

@@ -60,7 +60,10 @@ class Cancelled(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What one pass did.  Times are the store's, in ms."""
+    """What one pass did.  Times are the store's, in ms.
+
+    ``unmoved``: nothing, because the store's clock has jumped.
+    """
 
     now_ms: int
     next_due_ms: int | None = None
@@ -70,6 +73,7 @@ class Moved(NamedTuple):
     quarantined: int = 0
     blocked: int = 0
     failure: str = ""
+    unmoved: bool = False
 
     @property
     def handled(self) -> int:
@@ -127,7 +131,7 @@ class Lease(Protocol):
 class DispatchStore(Protocol):
     """What the dispatcher needs of a shard."""
 
-    def move(self, *, hold_ms: int = 0, steal_ms: int = 0) -> Moved: ...
+    def move(self, *, hold_ms: int = 0, steal_ms: int = 0, latest_ms: int = 0) -> Moved: ...
 
     def begin_epoch(self, *, term: int, known_epoch: int) -> tuple[int, str] | None: ...
 

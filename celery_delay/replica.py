@@ -151,9 +151,9 @@ class _Shard:
     def _dispatch(self) -> float:
         if self.elector.term() is not None:
             return self._dispatcher.run_once(self.elector.term)
-        seen = self.elector.seen
-        if seen is not None:
-            self._dispatcher.steal(seen)
+        sighting = self.elector.sighting
+        if sighting is not None:
+            self._dispatcher.steal(*sighting)
         return LONGEST_WAIT
 
     def _wait_for_due(self, seconds: float) -> None:

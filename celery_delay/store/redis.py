@@ -276,13 +276,15 @@ class RedisStore:
         with self._link() as link:
             return str(scripts.server_of(link)["run_id"])
 
-    def move(self, *, hold_ms: int = 0, steal_ms: int = 0) -> Moved:
+    def move(self, *, hold_ms: int = 0, steal_ms: int = 0, latest_ms: int = 0) -> Moved:
         """Hand one batch of due entries to their queues.
 
         Arguments:
             hold_ms: keep entries back that are due for less than this.
             steal_ms: 0 as the leader; else take only what is overdue by more, and only while
                 the leader makes no progress.
+            latest_ms: move nothing (``Moved.unmoved``) when the store's clock is later than
+                this; 0 for any time.
 
         Raises:
             StaleEpoch: this Redis history has no name yet or is not the one it was.
@@ -305,6 +307,7 @@ class RedisStore:
                         "limit": self._settings.batch_size,
                         "hold_ms": hold_ms,
                         "steal_ms": steal_ms,
+                        "latest_ms": latest_ms,
                         "database": self._links.database,
                     },
                 )
@@ -318,6 +321,8 @@ class RedisStore:
                 raise StaleEpoch
             if status == b"STANDBY":
                 return Moved(now_ms=now)
+            if status == b"JUMPED":
+                return Moved(now_ms=now, unmoved=True)
             next_due = int(float(answer[2]))
             handled, lag, expired, quarantined, blocked = map(int, answer[3:8])
             return Moved(

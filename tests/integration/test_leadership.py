@@ -15,8 +15,12 @@ import pytest
 import redis
 
 import celery_delay
+from celery_delay.dispatcher import Dispatcher
 from celery_delay.embedded import EmbeddedRedis
+from celery_delay.ports import LeaseRecord
 from celery_delay.store.keys import ShardKeys
+from celery_delay.store.lease import RedisLease
+from celery_delay.store.redis import RedisStore
 from tests.processes import CeleryProcess, ProcessHarness, wait_until
 from tests.projects import make_app
 
@@ -261,6 +265,56 @@ def test_paused_clients_cost_time_and_nothing_else(beats: Beats) -> None:
     assert first.is_running
     assert second.is_running
     wait_until(lambda: beats.leading_pid() in (first.pid, second.pid), 10)
+
+
+@pytest.mark.parametrize("role", ["leader", "standby"])
+def test_jump_of_redis_clock_hands_nothing_off_early(
+    role: str, new_redis: Callable[..., EmbeddedRedis]
+) -> None:
+    """GIVEN tasks that are due in an hour
+    WHEN Redis' clock jumps by an hour, and this machine's does not
+    THEN neither the leader nor a standby hands them off.
+    """
+    app = make_app(new_redis().tcp_url)
+    delayed, [keys] = app.delayed, app.delayed.shard_keys
+    ahead = 0
+    links = delayed.links()
+    store = RedisStore(
+        links,
+        keys,
+        delayed.settings,
+        delayed.clock,
+        test_now=lambda: round(time.time() * 1000) + ahead,
+    )
+    lease = RedisLease(links.link(), keys, "test")
+    dispatcher = Dispatcher(store, delayed.settings, delayed.clock)
+    term = lease.elect(seen=None, may_take=False).term
+
+    def look() -> None:
+        asked = delayed.clock.boot()
+        seen = LeaseRecord("other", term, 1, store._given_now(), tasks[0], 0)
+        if role == "leader":
+            dispatcher.run_once(lambda: term)
+        else:
+            dispatcher.steal(seen, asked, delayed.clock.boot())
+
+    try:
+        store.begin_epoch(term=term, known_epoch=0)
+        tasks = [
+            round(delayed.send_task("any", countdown=3_600).eta.timestamp() * 1000)
+            for _ in range(3)
+        ]
+        look()
+        ahead = 3_601_000
+        for _ in range(3):
+            look()
+        with redis.Redis.from_url(app.conf.broker_url) as client:
+            assert client.llen("celery") == 0
+        assert store.count(after_ms=0, before_ms=2**50) == 3
+    finally:
+        lease.close()
+        links.close()
+        app.close()
 
 
 def test_beats_with_different_prefixes_do_not_see_each_other(beats: Beats) -> None:

@@ -2,12 +2,13 @@
 -- @include clock journal tombstones records
 -- @allow-oom
 -- KEYS: mark schedule entries blocked quarantine templates template_uses journal tombstones_even tombstones_odd
--- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms database:int
+-- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms latest_ms:int:ms database:int
 --   hold_ms   entries due less than this long ago are held back (0 in normal operation)
 --   steal_ms  0 for the leader; else only entries overdue by more than this are taken, and only
 --             while the leader's progress mark is older than this
+--   latest_ms nothing is moved when the time is later: the clock has jumped; 0 for any time
 --   database  number of the DB in which the store lives
--- RETURNS: EPOCH now | STANDBY now
+-- RETURNS: EPOCH now | STANDBY now | JUMPED now
 --   | OK now next_due_ms moved max_lag_ms expired quarantined blocked error
 --   next_due_ms is -1 when nothing waits.  Queues' keys come from the templates and are not
 --   declared, so Redis Cluster refuses this script.
@@ -15,6 +16,9 @@
 now = time_ms(now)
 if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
   return { 'EPOCH', text(now) }
+end
+if latest_ms > 0 and now > latest_ms then
+  return { 'JUMPED', text(now) }
 end
 if steal_ms > 0 then
   if now - tonumber(redis.call('HGET', mark, 'progress') or 0) <= steal_ms then

@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 from celery_delay.clock import Clock
 from celery_delay.entries import Event
-from celery_delay.exceptions import ForeignDatabase
+from celery_delay.exceptions import AuditUnavailable, ForeignDatabase
 from celery_delay.ports import AuditLog, JournalPosition, JournalStore, Results
 from celery_delay.settings import Settings
 
 __all__ = ["PAGE", "Auditor"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Journal entries per read.  One entry may hold a thousand events, so this bounds the
 #: memory of a batch, and how long Redis is busy with the answer.
@@ -128,12 +128,11 @@ class Auditor:
             return 0
         position = self._log.position(self._shard, epoch)
         if position.epoch > epoch:
-            # Redis was set back to an old history; the elector must name a new one
-            log.error(
-                "the audit database knows a later Redis history than this one",
-                extra={"event": "audit_ahead", "known": position.epoch, "epoch": epoch},
+            # nothing would be written; the elector must give this history a higher epoch
+            raise AuditUnavailable(
+                f"the audit knows epoch {position.epoch}, but Redis is in epoch {epoch}:"
+                " it was set back to an older state"
             )
-            return 0
         last_id = batch[-1][0]
         events = [event for _, events in batch for event in events]
         endings = self._log.take(position, events, last_id)
@@ -144,7 +143,7 @@ class Auditor:
             self._results.end(ending)
         self._store.trim_journal(JournalPosition(self._shard, epoch, last_id), term=term)
         self._done = last_id
-        log.debug(
+        logger.debug(
             "drained a batch of the journal",
             extra={
                 "event": "journal_drained",

@@ -12,6 +12,7 @@ and its events are recognised when they come again.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,7 +22,15 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from celery_delay.audit import schema
 from celery_delay.audit.database import Database
-from celery_delay.audit.merge import Row, event_row, fit_id, fold, merging, stream_numbers
+from celery_delay.audit.merge import (
+    Row,
+    event_row,
+    fit_id,
+    fold,
+    is_storable,
+    merging,
+    stream_numbers,
+)
 from celery_delay.audit.tables import cursor, entry, epoch, event, task
 from celery_delay.entries import EntryId, Event
 from celery_delay.exceptions import SchemaOutdated
@@ -29,6 +38,8 @@ from celery_delay.ports import Ending, JournalPosition
 from celery_delay.states import State
 
 __all__ = ["SQLAuditLog"]
+
+logger = logging.getLogger(__name__)
 
 _ENDED = {one.value for one in State if one.ended_before_dispatch}
 #: Values in one IN (…); SQLite before 3.32 takes 999 parameters.
@@ -114,7 +125,19 @@ class SQLAuditLog:
     def take(
         self, expected: JournalPosition, events: Sequence[Event], last_id: str
     ) -> list[Ending] | None:
-        """See :meth:`celery_delay.ports.AuditLog.take`."""
+        """See :meth:`celery_delay.ports.AuditLog.take`.
+
+        An event that no table can hold is left out, and said: it must not keep all the
+        others from being drained.
+        """
+        sound = [one for one in events if is_storable(one)]
+        if len(sound) < len(events):
+            logger.error(
+                "left %d unreadable events of the journal out of the audit",
+                len(events) - len(sound),
+                extra={"event": "events_unreadable"},
+            )
+            events = sound
         with self.database.writing() as connection:
             if not _advance(connection, expected, events, last_id):
                 return None
@@ -195,7 +218,7 @@ def _endings(connection: Connection, events: Iterable[Event]) -> Iterator[Ending
     A result belongs to the task id, not to the run, so that an ending which a later run or
     a hand-off has overtaken must not write one.
     """
-    ended = {fit_id(one.entry_id.task_id) for one in events if one.state in _ENDED}
+    ended = {fit_id(one.entry_id.task_id): one.entry_id for one in events if one.state in _ENDED}
     for some in _parts(sorted(ended)):
         for row in connection.execute(
             select(task.c.name, entry)
@@ -203,7 +226,7 @@ def _endings(connection: Connection, events: Iterable[Event]) -> Iterator[Ending
             .where(task.c.task_id.in_(some), entry.c.state.in_(sorted(_ENDED)))
         ):
             yield Ending(
-                EntryId(row.task_id, row.run),
+                EntryId(ended[row.task_id].task_id, row.run),
                 State(row.state),
                 row.name or "",
                 row.group_id,

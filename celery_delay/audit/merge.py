@@ -26,7 +26,7 @@ from celery_delay.audit.tables import ID_LENGTH, NAME_LENGTH, TEXT_LENGTH, entry
 from celery_delay.entries import Event
 from celery_delay.states import State
 
-__all__ = ["Row", "event_row", "fit_id", "fold", "merging", "stream_numbers"]
+__all__ = ["Row", "event_row", "fit_id", "fold", "is_storable", "merging", "stream_numbers"]
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ _dump = json.JSONEncoder(separators=(",", ":")).encode
 
 _STATES = {one.value: one for one in State}
 _HANDED_OFF = State.DISPATCHED.rank
-_MAX_BIGINT = 2**63 - 1
+_MAX_INT, _MAX_BIGINT = 2**31 - 1, 2**63 - 1
 
 #: Columns that follow the state.
 _WITH_STATE = ("state", "error", "result")
@@ -57,6 +57,12 @@ def fit_id(text: str) -> str:
     if len(text) <= ID_LENGTH:
         return text
     return text[: ID_LENGTH - 41] + "~" + sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def is_storable(event: Event) -> bool:
+    """Whether the columns take its numbers; a message's header, which bears the run, may lie."""
+    big = (event.entry_id.run, event.at_ms, event.eta_ms or 0)
+    return 0 <= event.version <= _MAX_INT and all(0 <= one <= _MAX_BIGINT for one in big)
 
 
 def event_row(event: Event) -> Row:
@@ -159,7 +165,7 @@ def _story(data: Mapping[str, Any], at_ms: int) -> Row:
         "root_id": _id(data.get("root_id")),
         "parent_id": _id(data.get("parent_id")),
         "group_id": _id(data.get("group")),
-        "group_index": _number(data.get("group_index")),
+        "group_index": _number(data.get("group_index"), _MAX_INT),
         "chord": _dump(chord) if isinstance(chord, Mapping) else None,
         "ignore_result": bool(data.get("ignore_result")),
         "scheduled_ms": at_ms,
@@ -255,7 +261,7 @@ def _id(value: object) -> str | None:
     return None if value is None else fit_id(str(value))
 
 
-def _number(value: object) -> int | None:
-    if isinstance(value, (int, float)) and abs(value) <= _MAX_BIGINT:
+def _number(value: object, largest: int = _MAX_BIGINT) -> int | None:
+    if isinstance(value, (int, float)) and abs(value) <= largest:
         return int(value)
     return None

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 
 from celery_delay.audit import schema
 from celery_delay.audit.database import Database
@@ -143,6 +143,12 @@ class AuditQueries:
             query = select(*_TASK).where(task.c.task_id == fit_id(task_id))
             row = connection.execute(query).one_or_none()
         return TaskRow(*row) if row is not None else None
+
+    def counts(self) -> dict[str, int]:
+        """How many tasks are in each state; a state without any is left out."""
+        with self._reading() as connection:
+            query = select(task.c.state, func.count()).group_by(task.c.state)
+            return {row.state: row[1] for row in connection.execute(query)}
 
     def runs(self, task_id: str) -> list[RunRow]:
         """All runs of a task, the first one first."""

@@ -31,7 +31,7 @@ SYNC_EVERY = 30_000
 #: A schedule that cannot be calculated is tried again after this, in ms.
 RETRY_AFTER = 60_000
 #: Pauses of an entry whose message cannot be made because something is away, in ms.
-SHORTEST_PAUSE, LONGEST_PAUSE = 500, 30_000
+SHORTEST_PAUSE, LONGEST_PAUSE = 500, 10_000
 
 
 class Plan(Protocol):

@@ -13,6 +13,7 @@ import select
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from celery_delay.clock import Clock
 from celery_delay.exceptions import DelayError
@@ -89,6 +90,8 @@ class Loop(threading.Thread):
         self._wait = wait or self.bell.wait
         self._last = last
         self._stopping = False
+        #: What fails at present ("step", "wait"), and how often in a row anything did.
+        self._broken: set[str] = set()
         self._failures = 0
         #: How often the step has raised something that it should not.
         self.crashes = 0
@@ -100,49 +103,55 @@ class Loop(threading.Thread):
 
     def run(self) -> None:
         """The thread; ends only when it is stopped."""
-        while not self._stopping:
-            pause = self._pass(self._step)
-            if not self._stopping and pause > 0:
+        while not self._is_stopping():
+            seconds = self._attempt("step", self._step)
+            if self._is_stopping():
+                break
+            if seconds is None:
                 # a pause after a failure must not depend on the very thing that failed
-                (self.bell.wait if self._failures else self._careful_wait)(pause)
+                self.bell.wait(self._pause())
+            elif seconds > 0 and self._attempt("wait", partial(self._wait_for, seconds)) is None:
+                self.bell.wait(min(seconds, self._pause()))
         if self._last is not None:
             last = self._last
-            self._pass(lambda: last() or 0.0)
+            self._attempt("last", lambda: last() or 0.0)
 
-    def _careful_wait(self, seconds: float) -> None:
-        try:
-            self._wait(seconds)
-        except DelayError as exc:
-            self._failed(exc)
-            self.bell.wait(self._pause())
+    def _is_stopping(self) -> bool:
+        return self._stopping
 
-    def _pass(self, step: Callable[[], float]) -> float:
+    def _wait_for(self, seconds: float) -> float:
+        self._wait(seconds)
+        return 0.0
+
+    def _attempt(self, part: str, call: Callable[[], float]) -> float | None:
+        """What *call* returns, or None if it failed, which is logged here.
+
+        The loop works again when each part that failed has succeeded.
+        """
         try:
-            wait = step()
+            answer = call()
         except DelayError as exc:
-            self._failed(exc)
-            return self._pause()
+            if not self._broken:
+                logger.warning(
+                    "%s cannot work, and keeps trying: %s",
+                    self.name,
+                    exc,
+                    extra={"event": "loop_failing"},
+                )
         except Exception:
             self.crashes += 1
             logger.exception(
                 "%s failed unexpectedly; it goes on", self.name, extra={"event": "loop_crashed"}
             )
-            self._failures += 1
-            return self._pause()
-        if self._failures:
-            self._failures = 0
-            logger.info("%s works again", self.name, extra={"event": "loop_recovered"})
-        return wait
-
-    def _failed(self, exc: DelayError) -> None:
-        if not self._failures:
-            logger.warning(
-                "%s cannot work, and keeps trying: %s",
-                self.name,
-                exc,
-                extra={"event": "loop_failing"},
-            )
+        else:
+            self._broken.discard(part)
+            if self._failures and not self._broken:
+                self._failures = 0
+                logger.info("%s works again", self.name, extra={"event": "loop_recovered"})
+            return answer
+        self._broken.add(part)
         self._failures += 1
+        return None
 
     def _pause(self) -> float:
         longest: float = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** min(self._failures - 1, 10))

@@ -26,9 +26,10 @@ from celery_delay.result import DelayedResult
 from celery_delay.results import ResultBackend
 from celery_delay.settings import PREFIX, Settings
 from celery_delay.states import CancelOutcome, State
+from celery_delay.store.additions import ADD_LIMIT
 from celery_delay.store.connection import Links
 from celery_delay.store.keys import ShardKeys, shard_of
-from celery_delay.store.redis import ADD_LIMIT, RedisStore
+from celery_delay.store.redis import RedisStore
 from celery_delay.worker import WorkerSignals
 
 __all__ = ["CeleryDelay", "install"]
@@ -204,8 +205,8 @@ class CeleryDelay:
     @cached_property
     def shard_keys(self) -> tuple[ShardKeys, ...]:
         """The Redis keys, shard by shard."""
-        prefix = self._broker.prefix + self.settings.key_prefix
-        return tuple(ShardKeys(prefix, number) for number in range(self.settings.shards))
+        prefix, space = self.settings.key_prefix, self._broker.prefix
+        return tuple(ShardKeys(prefix, number, space) for number in range(self.settings.shards))
 
     @cached_property
     def results(self) -> ResultBackend:

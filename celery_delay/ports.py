@@ -26,10 +26,12 @@ __all__ = [
     "LeaseRecord",
     "Moved",
     "PeriodicStore",
+    "ReconcileStore",
     "Results",
     "StaleEpoch",
     "Term",
     "Transition",
+    "WaitingEntries",
 ]
 
 
@@ -173,6 +175,32 @@ class JournalStore(Protocol):
     def leader(self) -> tuple[str, int, int]: ...
 
     def audit_id(self, proposed: str | None = None) -> str | None: ...
+
+
+class ReconcileStore(Protocol):
+    """What the reconciler needs of a shard."""
+
+    def history(self) -> tuple[int, int]:
+        """The present epoch (0 for none), and the one that was reconciled last."""
+        ...
+
+    def missing(self, entry_ids: Sequence[EntryId]) -> list[EntryId]:
+        """Those of *entry_ids* that belong to this shard, and that it does not have."""
+        ...
+
+    def record(self, transitions: Sequence[Transition]) -> None: ...
+
+    def reconciled(self, epoch: int) -> None:
+        """Remember that *epoch* was reconciled."""
+        ...
+
+
+class WaitingEntries(Protocol):
+    """Which entries SQL believes to be waiting in the store."""
+
+    def waiting(self, after: EntryId | None, limit: int) -> list[EntryId]: ...
+
+    def still_waiting(self, entry_ids: Sequence[EntryId]) -> list[EntryId]: ...
 
 
 class AuditLog(Protocol):

@@ -14,11 +14,13 @@ import socket
 import uuid
 
 from celery_delay.app import CeleryDelay
+from celery_delay.audit.waiting import SQLWaitingEntries
 from celery_delay.auditor import Auditor
 from celery_delay.dispatcher import LONGEST_WAIT, Dispatcher
 from celery_delay.elector import Elector
 from celery_delay.exceptions import AuditUnavailable, ForeignDatabase
 from celery_delay.loops import Loop
+from celery_delay.reconciler import Reconciler
 from celery_delay.store.keys import ShardKeys
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore
@@ -82,10 +84,10 @@ class _Shard:
         self._loops = [self._dispatching, self._electing]
         self._draining: Loop | None = None
         if settings.audited:
-            self._auditor = Auditor(
-                number, RedisStore(delayed.links(), keys, settings, self._clock),
-                delayed.audit_log, delayed.results, settings, self._clock,
-            )
+            store = RedisStore(delayed.links(), keys, settings, self._clock)
+            log = delayed.audit_log
+            self._auditor = Auditor(number, store, log, delayed.results, settings, self._clock)
+            self._reconciler = Reconciler(store, SQLWaitingEntries(log.database))
             self._draining = Loop(
                 f"auditor-{number}", self._drain, self._clock, last=self._drain_once_more
             )
@@ -173,7 +175,9 @@ class _Shard:
         term = self.elector.term()
         if term is None:
             return self._drain_interval
-        return 0.0 if self._auditor.run_once(term) else self._drain_interval
+        if self._auditor.run_once(term):
+            return 0.0
+        return 0.0 if self._reconciler.run_once(term) else self._drain_interval
 
     def _verify(self) -> None:
         """Whether the audit database is this store's; one that is away is no reason not to lead."""

@@ -69,9 +69,8 @@ class ResultBackend:
                 children=[],
             )
             if ending.state is State.LOST:
-                backend.mark_as_failure(
-                    task_id, LookupError(ending.reason), request=request, call_errbacks=False
-                )
+                lost = LookupError(ending.reason or "Redis lost the delayed task before its eta")
+                backend.mark_as_failure(task_id, lost, request=request, call_errbacks=False)
             else:
                 backend.mark_as_revoked(
                     task_id, ending.reason, request=request, store_result=not ending.ignore_result

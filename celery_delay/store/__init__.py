@@ -1,6 +1,7 @@
 """The Redis side: where delayed tasks wait.
 
 ``keys`` names every key and its type, ``scripts`` loads the Lua files, ``connection``
-speaks to the server, ``redis`` offers one method per Lua command, ``lease`` is
-leadership.  Only this package imports redis.
+speaks to the server; ``shard`` joins the three.  On it stand ``additions``, ``records``,
+``moves``, ``histories``, ``firing`` and ``journal``, which ``redis`` puts together, and
+``lease``, which is leadership.  Only this package imports redis.
 """

@@ -19,13 +19,20 @@ def shard_of(task_id: str, shards: int) -> int:
 
 @dataclass(frozen=True)
 class ShardKeys:
-    """The keys of one shard; the field names are those that the Lua files use."""
+    """The keys of one shard; the field names are those that the Lua files use.
+
+    Arguments:
+        prefix: ``delay_key_prefix``.
+        space: the broker's ``global_keyprefix``.  It stays outside of the hash tag: an ACL
+            that allows ``~shop:*`` must find it in front of each key.
+    """
 
     prefix: str
     shard: int
+    space: str = ""
 
     def _key(self, name: str) -> str:
-        return f"{{{self.prefix}{self.shard}}}:{name}"
+        return f"{self.space}{{{self.prefix}{self.shard}}}:{name}"
 
     @property
     def schedule(self) -> str:
@@ -101,6 +108,10 @@ class ShardKeys:
     def occurrences(self) -> str:
         """zset: schedule name → its next occurrence in ms."""
         return self._key("occurrences")
+
+    def has(self, task_id: str, shards: int) -> bool:
+        """Whether *task_id* lives in this shard, of so many."""
+        return shard_of(task_id, shards) == self.shard
 
     def all(self) -> list[str]:
         """Every key of the shard, for tests and for a purge."""

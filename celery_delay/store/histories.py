@@ -1,0 +1,79 @@
+"""Which history of Redis this is, who leads in it, and what did not survive the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from celery_delay.entries import EntryId, Record
+from celery_delay.store import scripts
+from celery_delay.store.shard import Shard
+
+__all__ = ["Histories"]
+
+
+class Histories(Shard):
+    """Epochs: naming one, and looking for what it should have."""
+
+    def leader(self) -> tuple[str, int, int]:
+        """Holder ("" for none), term and epoch, as the shard bears them now."""
+        holder, term = self._read("HMGET", self.keys.lease, "holder", "term")
+        epoch = self._read("HGET", self.keys.mark, "epoch")
+        return (holder or b"").decode(), int(term or 0), int(epoch or 0)
+
+    def run_id(self) -> str:
+        """The server's run id over the connection that the next call will use."""
+        with self._link() as link:
+            return str(scripts.server_of(link)["run_id"])
+
+    def begin_epoch(self, *, term: int, known_epoch: int) -> tuple[int, str] | None:
+        """Name the server's present history; only the leader of *term* can.
+
+        Returns:
+            The epoch, and the run id that the mark bore before ("" for none); ``None`` if
+            *term* leads no more.
+        """
+        with self._link() as link:
+            answer = self._sure(
+                link,
+                "begin_epoch",
+                {
+                    "now": self._given_now(),
+                    "term": term,
+                    "run_id": scripts.server_of(link)["run_id"],
+                    "known_epoch": known_epoch,
+                },
+            )
+            link.learnt.pop("epoch", None)
+        if answer[0] == b"TERM":
+            return None
+        return int(answer[0]), answer[1].decode()
+
+    def history(self) -> tuple[int, int]:
+        """See :meth:`celery_delay.ports.ReconcileStore.history`."""
+        epoch, reconciled = self._read("HMGET", self.keys.mark, "epoch", "reconciled")
+        return int(epoch or 0), int(reconciled or 0)
+
+    def reconciled(self, epoch: int) -> None:
+        """See :meth:`celery_delay.ports.ReconcileStore.reconciled`."""
+        self._read("HSET", self.keys.mark, "reconciled", epoch)
+
+    def missing(self, entry_ids: Sequence[EntryId]) -> list[EntryId]:
+        """See :meth:`celery_delay.ports.ReconcileStore.missing`."""
+        mine = [one for one in entry_ids if self.keys.has(one.task_id, self._settings.shards)]
+        if not mine:
+            return []
+        ids = [one.task_id for one in mine]
+        live = self._read("HMGET", self.keys.entries, *ids)
+        parked = self._read("HMGET", self.keys.quarantine, *ids)
+        return [
+            one
+            for one, record, aside in zip(mine, live, parked, strict=True)
+            if aside is None and (record is None or _run(record) != one.run)
+        ]
+
+
+def _run(record: bytes) -> int | None:
+    try:
+        return Record.decode(record.decode()).run
+    except ValueError:
+        return None

@@ -1,0 +1,102 @@
+"""Entries as they are stored: read back, one by one or by their eta."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from string import ascii_uppercase
+
+from celery_delay.entries import EntryId, Record, StoredEntry, Template
+from celery_delay.store.shard import Shard
+
+__all__ = ["Records", "decode"]
+
+
+class Records(Shard):
+    """Reading a shard's live entries.  Nothing here changes anything."""
+
+    def get(self, task_id: str) -> StoredEntry | None:
+        """The live entry of *task_id*."""
+        return next(iter(self._stored([task_id])), None)
+
+    def between(
+        self, *, after_ms: int, before_ms: int, limit: int, offset: int
+    ) -> list[StoredEntry]:
+        """Live entries with ``after_ms <= eta <= before_ms``, the earliest first."""
+        found: list[tuple[float, bytes]] = []
+        for key in (self.keys.schedule, self.keys.blocked):
+            bounds = (after_ms, before_ms, "BYSCORE", "LIMIT", 0, offset + limit, "WITHSCORES")
+            pairs = self._read("ZRANGE", key, *bounds)
+            found += zip(map(float, pairs[1::2]), pairs[::2], strict=True)
+        ids = [task_id.decode() for _, task_id in sorted(found)[offset : offset + limit]]
+        return list(self._stored(ids))
+
+    def count(self, *, after_ms: int, before_ms: int) -> int:
+        """How many live entries have ``after_ms <= eta <= before_ms``."""
+        return sum(
+            int(self._read("ZCOUNT", key, after_ms, before_ms))
+            for key in (self.keys.schedule, self.keys.blocked)
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """Numbers of what the shard holds: pending, blocked, quarantined, journal, templates."""
+        return {
+            "pending": self._read("ZCARD", self.keys.schedule),
+            "blocked": self._read("ZCARD", self.keys.blocked),
+            "quarantined": self._read("HLEN", self.keys.quarantine),
+            "journal": self._read("XLEN", self.keys.journal),
+            "templates": self._read("HLEN", self.keys.templates),
+        }
+
+    def quarantined(self) -> dict[str, str]:
+        """Task id → why, of what could not be handed off."""
+        parked = self._read("HGETALL", self.keys.quarantine)
+        return {
+            task_id.decode(): json.loads(parked[i + 1].decode(errors="replace"))[0]
+            for i, task_id in enumerate(parked)
+            if i % 2 == 0
+        }
+
+    def _stored(self, task_ids: Sequence[str]) -> Iterator[StoredEntry]:
+        if not task_ids:
+            return
+        records = self._read("HMGET", self.keys.entries, *task_ids)
+        dues = self._read("ZMSCORE", self.keys.schedule, *task_ids)
+        asides = self._read("ZMSCORE", self.keys.blocked, *task_ids)
+        texts: dict[str, bytes] = {}
+        for task_id, record, due, aside in zip(task_ids, records, dues, asides, strict=True):
+            if record is None or (due is None and aside is None):
+                continue
+            try:
+                name = Record.decode(record.decode()).template
+            except ValueError:
+                continue
+            if name not in texts:
+                texts[name] = self._read("HGET", self.keys.templates, name) or b""
+            entry = decode(task_id, int(float(aside if due is None else due)), record, texts[name])
+            if entry is not None:
+                yield entry
+
+
+def decode(task_id: str, eta_ms: int, stored: bytes, template_text: bytes) -> StoredEntry | None:
+    """The entry of a stored record; ``None`` if the record or its template cannot be read."""
+    try:
+        record = Record.decode(stored.decode())
+        text = template_text.decode()
+        if record.template.startswith("="):
+            text = record.template[1:].replace("\x02", "\n")
+        template = Template.decode(text)
+        slots = {"i": task_id, "r": str(record.run), "d": str(eta_ms), "n": "0"}
+        slots.update(zip(ascii_uppercase, record.values, strict=False))
+        envelope = json.loads(template.fill(slots))
+    except (KeyError, ValueError):
+        return None
+    return StoredEntry(
+        EntryId(task_id, record.run),
+        record.version,
+        eta_ms,
+        record.expires_ms,
+        envelope["headers"],
+        template.queue,
+        envelope,
+    )

@@ -1,0 +1,148 @@
+"""What every command on a shard needs: a link, its scripts, the epoch, the server's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from celery_delay.clock import Clock
+from celery_delay.exceptions import StoreUnavailable
+from celery_delay.settings import Settings
+from celery_delay.store import scripts
+from celery_delay.store.connection import AnswerLost, Link, Links
+from celery_delay.store.keys import ShardKeys
+
+__all__ = ["Shard"]
+
+
+class Shard:
+    """Access to one shard.  Safe for threads; every method may raise StoreUnavailable.
+
+    Arguments:
+        links: connections to the server.
+        test_now: gives the store's clock in ms in tests; ``None``: Redis' own TIME.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        keys: ShardKeys,
+        settings: Settings,
+        clock: Clock,
+        test_now: Callable[[], int] | None = None,
+    ) -> None:
+        self._links = links
+        self.keys = keys
+        self._settings = settings
+        self._clock = clock
+        self._test_now = test_now
+        self._offset_ms: float | None = None
+        self._not_before = 0
+        self._tombstone_ms = settings.window_ms + 1_000
+        self._journal_max = settings.journal_max if settings.audited else 0
+
+    def now_ms(self) -> int:
+        """The store's clock in ms, estimated from the last answer; never ahead of it."""
+        if self._test_now:
+            return self._test_now()
+        # another thread may forget it meanwhile
+        offset = self._offset_ms
+        if offset is None:
+            offset = self._learn(self.time_ms())
+        return int(offset + self._clock.boot() * 1000)
+
+    def time_ms(self) -> int:
+        """The store's clock in ms, asked for now."""
+        seconds, micros = self._read("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._links.close()
+
+    @contextmanager
+    def _link(self) -> Iterator[Link]:
+        link = self._links.take()
+        try:
+            link.connect()
+            yield link
+        finally:
+            self._links.give(link)
+
+    def _epoch(self, link: Link) -> int | None:
+        """The epoch of the history behind *link*; ``None`` while the leader has not named it."""
+        if "epoch" not in link.learnt:
+            run_id = scripts.server_of(link)["run_id"]
+            try:
+                marked, epoch = link.call("HMGET", self.keys.mark, "run_id", "epoch")
+            except AnswerLost as exc:
+                raise StoreUnavailable(str(exc)) from exc
+            if not epoch or not marked or marked.decode() != run_id:
+                return None
+            link.learnt["epoch"] = int(epoch)
+        epoch_known: int = link.learnt["epoch"]
+        return epoch_known
+
+    def _script(
+        self, link: Link, name: str, values: Mapping[str, object], rest: Sequence[object] = ()
+    ) -> Any:
+        return scripts.run(link, scripts.load(name), self.keys, values, rest)
+
+    def _call(self, name: str, values: Mapping[str, object], rest: Sequence[object] = ()) -> Any:
+        with self._link() as link:
+            answer = self._script(link, name, values, rest)
+        if not self._test_now and isinstance(answer, list) and len(answer) > 1:
+            self._learn(int(answer[1]))
+        return answer
+
+    def _sure(
+        self, link: Link, name: str, values: Mapping[str, object], rest: Sequence[object] = ()
+    ) -> Any:
+        """Run a script for which a lost answer is just a failed attempt."""
+        try:
+            return self._script(link, name, values, rest)
+        except AnswerLost as exc:
+            raise StoreUnavailable(f"lost the answer of {name}: {exc}") from exc
+        except ResponseError as exc:
+            raise StoreUnavailable(f"Redis fails in {name}: {exc}") from exc
+
+    def _in_epoch(
+        self, link: Link, name: str, values: Mapping[str, object], rest: Sequence[object] = ()
+    ) -> Any:
+        """Run a script that checks the epoch, with that of the history behind *link*."""
+        answer: Any = None
+        for _ in range(2):
+            answer = self._sure(link, name, {**values, "epoch": self._epoch(link) or 0}, rest)
+            if answer != b"EPOCH":
+                break
+            # what this link has learnt is out of date: somebody has emptied Redis meanwhile
+            link.learnt.pop("epoch", None)
+        return answer
+
+    def _read(self, *command: object) -> Any:
+        with self._link() as link:
+            try:
+                return link.call(*command)
+            except AnswerLost:
+                # reading again has no effect; the connection may merely have been idle too long
+                try:
+                    return link.call(*command)
+                except AnswerLost as exc:
+                    raise StoreUnavailable(f"lost the answer of {command[0]}: {exc}") from exc
+            except ResponseError as exc:
+                raise StoreUnavailable(f"Redis fails in {command[0]}: {exc}") from exc
+
+    def _learn(self, store_ms: int) -> float:
+        # the answer took a while to come, so this offset is never too high; of several the
+        # highest is nearest, unless somebody has set Redis' clock back
+        offset = store_ms - self._clock.boot() * 1000
+        known = self._offset_ms
+        if known is None or offset > known or offset < known - 1000:
+            self._offset_ms = known = offset
+        return known
+
+    def _given_now(self) -> int:
+        return self._test_now() if self._test_now else 0

@@ -58,9 +58,9 @@ class RedisServers:
 
     def new(self, kind: str = REDIS, *options: str) -> EmbeddedRedis:
         """Start one more, for a test that kills or configures it; the caller stops it."""
-        forced = {"DELAY_REDIS": "embedded"} if kind == REDIS_62 else {}
+        which = "embedded" if kind == REDIS_62 else os.environ.get("DELAY_REDIS", "")
         try:
-            executable = locate({"PATH": os.environ.get("PATH", ""), **forced})
+            executable = locate({"PATH": os.environ.get("PATH", ""), "DELAY_REDIS": which})
         except StoreUnavailable as error:
             why = str(error)
         else:

@@ -20,7 +20,18 @@ class CeleryBeatContainer(CeleryWorkerContainer):
         """``celery beat`` with our scheduler."""
         # not a relative file: the nodes share their folder
         files = ["--schedule=/tmp/smoke-beat.schedule", "--pidfile="]
-        return ["celery", "-A", "app", "beat", "-S", "delay", "-l", cls.log_level(), *files, *args]
+        return [
+            "celery",
+            "-A",
+            "app",
+            "beat",
+            "-S",
+            "celery_delay.Scheduler",
+            "-l",
+            cls.log_level(),
+            *files,
+            *args,
+        ]
 
     @property
     def ready_prompt(self) -> str:

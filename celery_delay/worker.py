@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from celery import signals
+from celery import states as celery_states
 from celery.utils.saferepr import saferepr
 
 from celery_delay.entries import EntryId
@@ -52,6 +53,7 @@ class WorkerSignals:
             signals.task_failure: self.on_failure,
             signals.task_retry: self.on_retry,
             signals.task_revoked: self.on_revoked,
+            signals.task_postrun: self.on_postrun,
             signals.task_rejected: self.on_rejected,
             signals.task_unknown: self.on_unknown,
         }
@@ -85,11 +87,26 @@ class WorkerSignals:
         If that one went past the store (a native retry), nobody else can tell of its hand-off.
         """
         self._record(sender, request, State.RETRIED, {"reason": _text(reason)})
+        self._tell_native(sender, request)
+
+    def on_postrun(
+        self, task: Any = None, state: str | None = None, retval: Any = None, **_: Any
+    ) -> None:
+        """The run is over; Celery has no other signal for these two ends."""
+        if state == celery_states.REJECTED and not getattr(retval, "requeue", False):
+            self._record(task, task.request, State.REJECTED, {"error": _text(retval)})
+        elif state == celery_states.IGNORED and task.request.id in self._native:
+            self._record(task, task.request, State.RETRIED, {"reason": "replaced"})
+            self._tell_native(task, task.request)
+        elif state == celery_states.IGNORED:
+            self._record(task, task.request, State.SUCCEEDED, {"ignored": True})
+
+    def _tell_native(self, task: Any, request: Any) -> None:
         entry_id = _entry_id(request)
         native = self._native.pop(request.id, 0)
         if entry_id is not None and native == entry_id.run + 1:
             following = EntryId(request.id, native)
-            self._write(sender, Transition(following, 1, State.DISPATCHED, {"native": True}))
+            self._write(task, Transition(following, 1, State.DISPATCHED, {"native": True}))
 
     def on_revoked(self, sender: Any = None, request: Any = None, **details: Any) -> None:
         """A worker dropped the task because it was revoked, or its expiry had passed."""

@@ -82,7 +82,9 @@ class Scheduler(celery_beat.Scheduler):
             InvalidSetting, UnsupportedBroker: the only errors that end beat.
         """
         self._delayed.check()
-        super().setup_schedule()
+        # in this order, as Celery's PersistentScheduler does: to merge removes what is not given
+        self.merge_inplace(self.app.conf.beat_schedule)
+        self.install_default_entries(self.schedule)
 
     def tick(self, *_args: Any, **_kwargs: Any) -> float:
         """Fire the periodic entries that are due, if this replica leads.

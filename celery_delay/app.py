@@ -19,7 +19,7 @@ from celery_delay.amqp import AMQP, OPTION, Call, Capturing
 from celery_delay.broker import RedisBroker
 from celery_delay.clock import SystemClock
 from celery_delay.control import Control, Revoking
-from celery_delay.entries import Addition, Due, StoredEntry
+from celery_delay.entries import Addition, StoredEntry
 from celery_delay.envelope import check_task_id
 from celery_delay.ports import Added, Ending, Transition
 from celery_delay.result import DelayedResult
@@ -252,10 +252,10 @@ class CeleryDelay:
         """A run of *task_id* was sent natively from inside the run before it."""
         self._signals.went_native(task_id, run)
 
-    def keep_chords(self, group_ids: Iterable[str], due: Due) -> None:
-        """Let the counters of waiting chords live for as long as their headers wait."""
+    def keep_chords(self, group_ids: Iterable[str], due_ms: int) -> None:
+        """Let the counters of chords whose headers wait until *due_ms* live long enough."""
         for group_id in group_ids:
-            self.results.keep_chord(group_id, due.ms - (0 if due.is_delay else self.now_ms()))
+            self.results.keep_chord(group_id, due_ms - self.now_ms())
 
     @cached_property
     def _broker(self) -> RedisBroker:

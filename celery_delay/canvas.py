@@ -9,7 +9,7 @@ from typing import Any
 from celery.canvas import Signature
 from celery.result import AsyncResult, EagerResult, GroupResult, ResultBase
 
-from celery_delay.amqp import Collection, collecting
+from celery_delay.amqp import collecting
 from celery_delay.calls import due_for, require
 from celery_delay.envelope import check_task_id
 from celery_delay.ports import Added
@@ -57,30 +57,29 @@ def apply_delayed(
     with collecting(due) as collection:
         result = self.apply_async(args, kwargs, **options)
     added = {one.entry_id.task_id: one for one in delayed.add(collection.additions)}
-    delayed.keep_chords(_chords(collection), due)
-    return _delayed(result, added)
-
-
-def _chords(collection: Collection) -> set[str]:
-    """Group ids of the chords whose header waits: their counters must outlive the delay."""
-    found = set()
-    for addition in collection.additions:
-        story = addition.facts
-        if story.get("chord") and story.get("group"):
-            found.add(str(story["group"]))
-    return found
-
-
-def _delayed(result: Any, added: Mapping[str, Added]) -> Any:
-    """*result* with delayed results in place of those whose tasks wait."""
-    if isinstance(result, GroupResult):
-        result.results = [_delayed(one, added) for one in result.results]
-    elif isinstance(result, AsyncResult) and result.id in added:
-        return DelayedResult.of(result, added[result.id])
-    parent = getattr(result, "parent", None)
-    if isinstance(parent, ResultBase):
-        result.parent = _delayed(parent, added)
+    groups = _mark_delayed(result, added)
+    if added and groups:
+        # the counter of a chord must outlive the delay of its header
+        delayed.keep_chords(groups, max(one.due_ms for one in added.values()))
     return result
+
+
+def _mark_delayed(result: Any, added: Mapping[str, Added]) -> set[str]:
+    """Make delayed results of those in *result* whose tasks wait.
+
+    Returns:
+        The ids of its groups, headers of chords among them.
+    """
+    groups, ahead = set(), [result]
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, GroupResult):
+            groups.add(str(one.id))
+            ahead += one.results
+        elif isinstance(one, AsyncResult) and one.id in added:
+            DelayedResult.of(one, added[one.id])
+        ahead += [one.parent] if isinstance(getattr(one, "parent", None), ResultBase) else []
+    return groups
 
 
 def install_methods() -> None:

@@ -60,17 +60,15 @@ class DelayedResult(AsyncResult):
 
     @classmethod
     def of(cls, result: AsyncResult, added: Added) -> DelayedResult:
-        """The delayed form of *result*, whose entry was stored as *added*."""
-        made = cls(
-            result.id,
-            backend=result.backend,
-            app=result.app,
-            parent=result.parent,
-            entry_id=added.entry_id,
-            eta_ms=added.due_ms,
-        )
-        made.ignored = result.ignored
-        return made
+        """Make *result* a delayed one, whose entry was stored as *added*; the same object.
+
+        A group, and whoever waits for the result, hold on to the object that Celery made.
+        """
+        result.__class__ = cls
+        delayed: DelayedResult = result
+        delayed.entry_id = added.entry_id
+        delayed._eta_ms = added.due_ms
+        return delayed
 
     @property
     def eta(self) -> datetime | None:

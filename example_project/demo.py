@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import redis
 
+# Ctrl-C while all this is being imported: there is nothing to clean up yet, and to say.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 

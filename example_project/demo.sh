@@ -21,7 +21,7 @@ if [ "${DELAY_REDIS:-}" = embedded ] || { [ -z "${DELAY_REDIS_URL:-}" ] && ! has
     export DELAY_REDIS=embedded
     condition=suits_embedded
 fi
-if ! "$condition" "$python"; then
+if ! venv_suits "$condition"; then
     # 3.12 is the last Python with an embedded Redis
     pythons="python3 python3.12 python3.11 python3.10 python3.13 python3.14"
     if found=$(find_python "$condition" "$pythons"); then

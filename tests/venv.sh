@@ -30,37 +30,55 @@ find_python() { # find_python CONDITION NAMES: the first of these Pythons that m
     return 1
 }
 
-pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
+# Whatever is interrupted below leaves .venv/unfinished (or no pip) behind, and .venv is
+# made anew next time; temporary files are in $scratch, which goes with the shell.
 
-make_venv() { # make_venv PYTHON
-    echo "making .venv with $1 ($("$1" -V))"
-    "$1" -m venv --clear .venv
+venv_suits() { # venv_suits CONDITION: can .venv be used as it is?
+    [ ! -f .venv/unfinished ] && "$1" "$python" && "$python" -c 'import pip' 2>/dev/null
 }
 
-copy=
-clear_up() { if [ -n "$copy" ]; then rm -rf "$copy"; fi; }
+scratch=
+clear_up() { if [ -n "$scratch" ]; then rm -rf "$scratch"; fi; }
 
-# install_wheel EXTRAS: celery-delay, as a wheel built here, so that what runs is what is shipped
-# and not the work tree.  Does nothing where these very files are installed already.
+begin() {
+    if [ -n "$scratch" ]; then return; fi
+    trap clear_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    scratch=$(mktemp -d)
+}
+
+pip() { TMPDIR="$scratch" "$python" -m pip --quiet --disable-pip-version-check "$@"; }
+
+make_venv() { # make_venv PYTHON
+    begin
+    echo "making .venv with $1 ($("$1" -V))"
+    "$1" -m venv --clear --without-pip .venv
+    touch .venv/unfinished
+    TMPDIR="$scratch" "$python" -m ensurepip --default-pip >/dev/null
+}
+
+# install_wheel EXTRAS: celery-delay, as a wheel built here, so that what runs is what is
+# shipped and not the work tree.  Does nothing where these very files are installed already.
 install_wheel() {
     sources=$(find setup.cfg setup.py pyproject.toml README.md celery_delay -type f \
         ! -name '*.pyc' | LC_ALL=C sort | xargs cksum)
     stamp=".venv/installed-$1"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sources" ]; then return; fi
+    begin
+    touch .venv/unfinished
     rm -f .venv/installed-*
-    trap clear_up EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
     # From a copy: setuptools would leave build/ behind, and pack its stale files next time.
-    copy=$(mktemp -d)
-    cp -R setup.cfg setup.py pyproject.toml README.md LICENSE celery_delay "$copy"
+    cp -R setup.cfg setup.py pyproject.toml README.md LICENSE celery_delay "$scratch"
     "$python" -c 'import setuptools; assert setuptools.__version__ >= "77"' 2>/dev/null ||
         pip install 'setuptools>=77'
-    pip wheel --no-deps --no-build-isolation --wheel-dir "$copy" "$copy"
-    wheel=$(echo "$copy"/celery_delay-*.whl)
+    pip wheel --no-deps --no-build-isolation --wheel-dir "$scratch" "$scratch"
+    wheel=$(echo "$scratch"/celery_delay-*.whl)
     pip install --no-deps --force-reinstall "$wheel"
     pip install "${wheel}[$1]"
     printf '%s\n' "$sources" >"$stamp"
+    rm .venv/unfinished
     clear_up
+    scratch=
     trap - EXIT INT TERM HUP
 }

@@ -159,23 +159,22 @@ def _advance(
 ) -> bool:
     """Compare-and-set of the cursor, which never goes back; also the lock of its shard."""
     shard, now, before = expected
-    last_id = max(before, last_id, key=stream_numbers)
-    values: Row = {"epoch": now, "last_id": last_id}
-    if events:
-        values["at_ms"] = events[-1].at_ms
+    values: Row = {"epoch": now, "last_id": before}
+    if stream_numbers(last_id) > stream_numbers(before):
+        values["last_id"] = last_id
+        if events:
+            values["at_ms"] = events[-1].at_ms
     here = and_(cursor.c.epoch == now, cursor.c.last_id == before)
     if before == "0":
         here = or_(here, cursor.c.epoch < now)
-    moved = connection.execute(
-        update(cursor).where(cursor.c.shard == shard, here).values(values)
-    ).rowcount
-    if moved:
-        pass
-    elif before == "0":
-        first = {"shard": shard, "at_ms": 0, **values}
-        if not connection.execute(_insert_new(connection, cursor), first).rowcount:
-            return False
-    else:
+    move = update(cursor).where(cursor.c.shard == shard, here).values(values)
+    moved = connection.execute(move).rowcount
+    if not moved and before == "0":
+        # perhaps the shard has no row yet; an insert could not say whether it did anything
+        none = {"shard": shard, "epoch": -1, "last_id": "0", "at_ms": 0}
+        connection.execute(_insert_new(connection, cursor), none)
+        moved = connection.execute(move).rowcount
+    if not moved:
         return False
     if before == "0":
         seen = {"shard": shard, "epoch": now, "first_ms": events[0].at_ms if events else now}

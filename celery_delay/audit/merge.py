@@ -6,11 +6,12 @@ is never overwritten but merged.  The rule is the same within a batch (in Python
 :func:`fold`) and against what the table has (in SQL, :func:`merging`), so that it does not
 matter how events fall into batches:
 
-* facts (instants, worker, lag, story) fill their columns, whenever they come;
+* facts (instants, worker, lag, story) fill their columns, whenever they come; of several
+  the last one told stands;
 * the state, with its error and result, is that of the highest :attr:`State.rank`; but
   among states before the hand-off a higher version comes first, as when an entry that was
   quarantined is stored again;
-* a task shows its latest run.
+* a task has the state of its latest run.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def fold(events: Iterable[Event], runs: Mapping[str, int]) -> tuple[list[Row], l
         if state is None:
             continue
         data = event.data if isinstance(event.data, Mapping) else {}
-        at_ms, version = event.at_ms, event.version
+        at_ms = event.at_ms
         task_id = fit_id(event.entry_id.task_id)
         whole = tasks.get(task_id)
         run = event.entry_id.run or (whole["run"] if whole else 0) or runs.get(task_id, 0)
@@ -118,27 +119,27 @@ def fold(events: Iterable[Event], runs: Mapping[str, int]) -> tuple[list[Row], l
             here = entries[task_id, run] = dict(_NEW_ENTRY, task_id=task_id, run=run)
         if run > whole["run"]:
             whole.update(run=run, state_rank=-1, version=0)
-        latest = run == whole["run"]
 
+        # 0: unknown, since the record was unreadable; it is that of the entry as it is
+        version = event.version or here["version"]
         error = _text(data.get("error", data.get("reason")))
         _advance(here, state, version, error)
-        if latest and _advance(whole, state, version, error):
+        if run == whole["run"] and _advance(whole, state, version, error):
             whole["result"] = _text(data.get("result"))
         whole["updated_ms"] = max(whole["updated_ms"], at_ms)
         if event.eta_ms is not None:
             here["eta_ms"] = event.eta_ms
-            if latest or whole["eta_ms"] is None:
-                whole["eta_ms"] = event.eta_ms
+            whole["eta_ms"] = event.eta_ms
         if state is State.SCHEDULED:
             story = _story(data, at_ms)
-            _tell(whole, _STORY_OF_TASK, story, latest)
-            _tell(here, _STORY_OF_ENTRY, story, True)
+            _tell(whole, _STORY_OF_TASK, story)
+            _tell(here, _STORY_OF_ENTRY, story)
         elif state is State.DISPATCHED:
             here["dispatched_ms"] = at_ms
-            here["lag_ms"] = _number(data.get("lag_ms"))
+            here["lag_ms"] = _number(data.get("lag_ms"), or_else=here["lag_ms"])
         elif state is State.STARTED:
             here["started_ms"] = at_ms
-            here["worker"] = _text(data.get("worker"), NAME_LENGTH)
+            here["worker"] = _text(data.get("worker"), NAME_LENGTH) or here["worker"]
         elif state.is_final:
             here["ended_ms"] = at_ms
     return list(entries.values()), list(tasks.values())
@@ -172,10 +173,10 @@ def _story(data: Mapping[str, Any], at_ms: int) -> Row:
     }
 
 
-def _tell(row: Row, names: Iterable[str], story: Row, over: bool) -> None:
+def _tell(row: Row, names: Iterable[str], story: Row) -> None:
     for name in names:
         known = row.get(name)
-        if known is None or (over and name not in _FIRST and story[name] is not None):
+        if known is None or (name not in _FIRST and story[name] is not None):
             row[name] = story[name]
 
 
@@ -205,23 +206,17 @@ def merging(
     # a literal: PyMySQL batches an upsert only if no parameter comes behind VALUES
     handed_off: ColumnElement[int] = literal_column(str(_HANDED_OFF))
     newer = given["version"] > old.c.version
+    same = or_(given["version"] == old.c.version, given["version"] == literal_column("0"))
     ahead = or_(
         and_(given["state_rank"] >= handed_off, given["state_rank"] >= old.c.state_rank),
         and_(
             given["state_rank"] < handed_off,
             old.c.state_rank < handed_off,
-            or_(
-                newer,
-                and_(
-                    given["version"] == old.c.version,
-                    given["state_rank"] >= old.c.state_rank,
-                ),
-            ),
+            or_(newer, and_(same, given["state_rank"] >= old.c.state_rank)),
         ),
     )
-    latest: ColumnElement[bool] | None = None
     if "run" in columns:
-        latest, later = given["run"] >= old.c.run, given["run"] > old.c.run
+        later, latest = given["run"] > old.c.run, given["run"] == old.c.run
         ahead, newer = or_(later, and_(latest, ahead)), or_(later, and_(latest, newer))
 
     def merged(name: str) -> ColumnElement[Any]:
@@ -234,8 +229,7 @@ def merging(
             return case((new > kept, new), else_=kept)
         if name in _FIRST:
             return func.coalesce(kept, new)
-        fill = func.coalesce(new, kept)
-        return fill if latest is None else case((latest, fill), else_=func.coalesce(kept, new))
+        return func.coalesce(new, kept)
 
     ordered = [name for name in columns if name not in _ORDER]
     ordered += [name for name in _ORDER if name in columns]
@@ -261,7 +255,7 @@ def _id(value: object) -> str | None:
     return None if value is None else fit_id(str(value))
 
 
-def _number(value: object, largest: int = _MAX_BIGINT) -> int | None:
+def _number(value: object, largest: int = _MAX_BIGINT, or_else: int | None = None) -> int | None:
     if isinstance(value, (int, float)) and abs(value) <= largest:
         return int(value)
-    return None
+    return or_else

@@ -67,6 +67,9 @@ class Scheduler(celery_beat.Scheduler):
         self._closed = False
         self._failing = False
         self._known_plans: dict[str, _EntryPlan] = {}
+        # Imported now, for the banner, before beat's signal handler is there: that one makes a
+        # second scheduler if it comes while this one is made, amid the import of the backend
+        _ = app.backend
         super().__init__(app, *args, **kwargs)
 
     @property

@@ -66,6 +66,8 @@ class CeleryDelay:
         for made_before in ("amqp", "control"):
             if not isinstance(app.__dict__.get(made_before), (Capturing, Revoking)):
                 app.__dict__.pop(made_before, None)
+        # an app that is unpickled, in a child process say, calls its fix-ups while it is made
+        app.fixups = {*app.fixups, f"{__name__}:{CeleryDelay.__name__}"}
         self._signals = WorkerSignals(app, self)
         self._signals.connect()
 

@@ -82,7 +82,8 @@ class Recipe:
         assert call.addition is not None
         assert call.shape is not None
         self._app = task.app
-        self._check = task.__header__ if task.typing else None
+        # a task made of a class has no header, and Celery does not check its arguments
+        self._check = getattr(task, "__header__", None) if task.typing else None
         self._expires = expires
         self._levels = task.app.conf.task_repr_maxlevels
         self._template = call.shape.template

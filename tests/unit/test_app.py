@@ -1,0 +1,237 @@
+"""Installing: what it does to an app, and what it leaves alone."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.app.amqp import AMQP
+from celery.app.control import Control
+
+from celery_delay import CeleryDelay, install
+from celery_delay.amqp import Capturing
+from celery_delay.control import Revoking
+from celery_delay.exceptions import InvalidSetting
+
+
+@pytest.fixture
+def new_app() -> Iterator[Callable[..., Celery]]:
+    made: list[Celery] = []
+
+    def make(**options: Any) -> Celery:
+        made.append(Celery("project", set_as_current=False, broker="memory://", **options))
+        return made[-1]
+
+    yield make
+    for app in made:
+        app.close()
+
+
+@pytest.fixture
+def app(new_app: Callable[..., Celery]) -> Celery:
+    return new_app()
+
+
+def receivers() -> int:
+    return len(signals.task_prerun.receivers)
+
+
+def test_the_manager_is_app_delayed(app: Celery) -> None:
+    manager = CeleryDelay(app)
+
+    assert app.delayed is manager
+    assert manager.app is app
+
+
+def test_installing_twice_changes_nothing(app: Celery) -> None:
+    first = CeleryDelay(app)
+    amqp, control, listening = app.amqp, app.control, receivers()
+
+    assert CeleryDelay(app) is first
+    assert install(app) is first
+    assert app.delayed is first
+    assert (app.amqp, app.control, receivers()) == (amqp, control, listening)
+    assert (app.amqp_cls, app.control_cls) == (
+        "celery_delay.amqp:AMQP",
+        "celery_delay.control:Control",
+    )
+
+
+def test_installing_reads_no_configuration(new_app: Callable[..., Celery]) -> None:
+    # Given settings that cannot be read yet (Django's, before it is set up)
+    app = new_app()
+    app.config_from_object("no_such_module.settings", namespace="CELERY")
+
+    CeleryDelay(app)
+
+    assert (app.configured, app.finalized) == (False, False)
+
+
+def test_settings_may_come_later(app: Celery) -> None:
+    CeleryDelay(app)
+    app.conf.delay_shards = 4
+    app.conf.update(delay_naive_eta="utc")
+
+    assert (app.delayed.settings.shards, app.delayed.settings.naive_eta) == (4, "utc")
+
+
+def test_settings_may_come_before(app: Celery) -> None:
+    app.conf.delay_shards = 4
+    CeleryDelay(app)
+
+    assert app.delayed.settings.shards == 4
+
+
+def test_what_was_made_before_is_replaced(app: Celery) -> None:
+    assert type(app.amqp) is AMQP
+    assert type(app.control) is Control
+
+    CeleryDelay(app)
+
+    assert isinstance(app.amqp, Capturing)
+    assert isinstance(app.control, Revoking)
+
+
+class OwnAMQP(AMQP):
+    greeting = "hello"
+
+
+class OwnControl(Control):
+    greeting = "hello"
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_projects_own_classes_stay(new_app: Callable[..., Celery], by_name: bool) -> None:
+    app = new_app()
+    app.amqp_cls, app.control_cls = (
+        (f"{__name__}:OwnAMQP", f"{__name__}:OwnControl") if by_name else (OwnAMQP, OwnControl)
+    )
+
+    CeleryDelay(app)
+    CeleryDelay(app)
+
+    assert isinstance(app.amqp, OwnAMQP)
+    assert isinstance(app.amqp, Capturing)
+    assert isinstance(app.control, OwnControl)
+    assert isinstance(app.control, Revoking)
+
+
+def test_other_apps_are_left_alone(new_app: Callable[..., Celery]) -> None:
+    ours, other = new_app(), new_app()
+
+    CeleryDelay(ours)
+
+    assert type(other.amqp) is AMQP
+    assert not hasattr(other, "delayed")
+    assert "celery_delay" not in str(other.fixups)
+    assert Celery.amqp_cls == "celery.app.amqp:AMQP"
+
+
+def test_a_pickled_app_is_installed_where_it_arrives(app: Celery) -> None:
+    CeleryDelay(app)
+    app.conf.delay_shards = 4
+
+    arrived = pickle.loads(pickle.dumps(app))
+
+    assert arrived is not app
+    assert isinstance(arrived.delayed, CeleryDelay)
+    assert arrived.delayed is not app.delayed
+    assert arrived.delayed.settings.shards == 4
+    assert isinstance(arrived.amqp, Capturing)
+    assert pickle.loads(pickle.dumps(arrived)).delayed.app is not arrived
+    arrived.close()
+
+
+# --- settings -----------------------------------------------------------------------------
+
+
+def with_config(app: Celery, namespace: str | None, **constants: Any) -> Any:
+    app.config_from_object(SimpleNamespace(**constants), namespace=namespace)
+    return CeleryDelay(app)
+
+
+def test_a_namespace_as_in_django(app: Celery) -> None:
+    delayed = with_config(
+        app,
+        "CELERY",
+        CELERY_DELAY_REDIS_URL="redis://elsewhere/3",
+        CELERY_DELAY_SHARDS=2,
+        CELERY_TASK_ALWAYS_EAGER=True,
+        # not ours, whatever they look like
+        DELAY_SHIPPING=5,
+        delay_shipping=5,
+        DELAY_SHARDS=7,
+    )
+
+    assert delayed.settings.redis_url == "redis://elsewhere/3"
+    assert delayed.settings.shards == 2
+    assert app.conf.task_always_eager
+
+
+def test_an_unknown_setting_in_a_namespace_is_named(app: Celery) -> None:
+    delayed = with_config(app, "CELERY", CELERY_DELAY_REDIS_ULR="redis://elsewhere")
+
+    with pytest.raises(InvalidSetting, match=r"delay_redis_ulr; did you mean delay_redis_url\?"):
+        _ = delayed.settings
+
+
+def test_a_namespace_does_not_hide_what_the_app_sets_itself(app: Celery) -> None:
+    delayed = with_config(app, "CELERY", CELERY_DELAY_SHARDS=2)
+    app.conf.delay_shards = 3
+
+    assert delayed.settings.shards == 3
+
+
+def test_without_a_namespace(app: Celery) -> None:
+    delayed = with_config(app, None, delay_shards=2, task_always_eager=True, DELAY_SHIPPING=5)
+
+    assert delayed.settings.shards == 2
+
+
+def test_an_unknown_setting_without_a_namespace_is_named(app: Celery) -> None:
+    delayed = with_config(app, None, delay_shads=2)
+
+    with pytest.raises(InvalidSetting, match=r"delay_shads; did you mean delay_shards\?"):
+        _ = delayed.settings
+
+
+# --- importing ----------------------------------------------------------------------------
+
+
+def imported_by(statement: str) -> set[str]:
+    said = subprocess.run(
+        [sys.executable, "-c", f"{statement}; import sys; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {one.partition(".")[0] for one in said.stdout.split()}
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    costly = {"alembic", "celery", "click", "flower", "kombu", "redis", "rich", "sqlalchemy"}
+
+    assert not imported_by("import celery_delay; celery_delay.__version__") & costly
+    assert not imported_by("from celery_delay import State, DelayError") & costly
+
+
+def test_a_producer_pays_for_no_sql() -> None:
+    costly = {"alembic", "flower", "rich", "sqlalchemy"}
+
+    assert not imported_by("from celery_delay import CeleryDelay, DelayedResult") & costly
+
+
+def test_all_names_are_there() -> None:
+    import celery_delay
+
+    for name in celery_delay.__all__:
+        assert getattr(celery_delay, name).__module__.startswith("celery_delay")
+    assert set(celery_delay.__all__) <= set(dir(celery_delay))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        celery_delay.nonsense  # noqa: B018

@@ -82,7 +82,13 @@ local function template(id)
           shape.expiring[#shape.expiring + 1] = key
           rest = tail
         end
-        shape.body = rest
+        -- cut once: to fill in a slot of a list is much cheaper than to search the text for it
+        shape.pieces, shape.slots = {}, {}
+        for literal, slot in string.gmatch(rest .. '\1$', '([^\1]*)\1(.)') do
+          shape.pieces[#shape.pieces + 1] = literal
+          shape.pieces[#shape.pieces + 1] = ''
+          shape.slots[#shape.slots + 1] = slot
+        end
         known[id] = shape
       end
     end
@@ -104,6 +110,9 @@ end
 
 local queues = {}
 local function queue_of(shape)
+  if shape.goes_to then
+    return shape.goes_to
+  end
   local key = shape.database .. '/' .. shape.queue
   if not queues[key] then
     local why = select_database(shape.database)
@@ -117,10 +126,27 @@ local function queue_of(shape)
     why = why and shape.queue .. ' in DB ' .. text(shape.database) .. ': ' .. why
     queues[key] = { shape = shape, why = why, messages = {}, entries = {} }
   end
-  return queues[key]
+  shape.goes_to = queues[key]
+  return shape.goes_to
 end
 
-local letters = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+local function fill(shape, values)
+  -- returns: the message; or nil if the values do not fit
+  for i, slot in ipairs(shape.slots) do
+    local value = values[slot]
+    if not value then
+      return nil
+    end
+    shape.pieces[2 * i] = value
+  end
+  return table.concat(shape.pieces)
+end
+
+local letters = {}
+for letter in string.gmatch('ABCDEFGHIJKLMNOPQRSTUVWXYZ', '%u') do
+  letters[#letters + 1] = letter
+end
+local epoch_text = text(epoch)
 local expired, bad, stuck = {}, {}, {}
 for i, id in ipairs(ids) do
   local entry = { id = id, due = tonumber(due[2 * i]), record = records[i] or '' }
@@ -141,8 +167,8 @@ for i, id in ipairs(ids) do
   elseif tonumber(expires) > 0 and tonumber(expires) <= now then
     expired[#expired + 1] = entry
   else
-    local template_id = template_of(payload)
-    local shape = template(template_id)
+    entry.template = template_of(payload)
+    local shape = template(entry.template)
     local queue = shape and queue_of(shape)
     if not shape then
       why = 'its template is missing or damaged'
@@ -150,14 +176,14 @@ for i, id in ipairs(ids) do
       entry.why = queue.why
       stuck[#stuck + 1] = entry
     else
-      local slots = { i = id, r = run, d = text(entry.due), n = text(epoch) }
+      local values = { i = id, r = run, d = text(entry.due), n = epoch_text, ['$'] = '' }
       local slot = 0
-      for value in string.gmatch(string.sub(payload, #template_id + 1), '\n([^\n]*)') do
+      for value in string.gmatch(payload, '\n([^\n]*)') do
         slot = slot + 1
-        slots[string.sub(letters, slot, slot)] = value
+        values[letters[slot] or slot] = value
       end
-      local message = string.gsub(shape.body, '\1(.)', slots)
-      if string.find(message, '\1', 1, true) then
+      local message = fill(shape, values)
+      if not message then
         why = 'its values do not fit its template'
       else
         queue.messages[#queue.messages + 1] = message
@@ -193,16 +219,17 @@ local function line(entry, data)
   return entry.id .. '\t' .. entry.run .. '\t' .. entry.version .. '\t' .. text(entry.due) .. '\t' .. data
 end
 
-local leaving, dispatched, uses, lag, moved = {}, {}, {}, 0, 0
+local leaving, buried_now, dispatched, uses, lag, moved = {}, {}, {}, {}, 0, 0
 local function leave(entry)
   leaving[#leaving + 1] = entry.id
   if entry.deadline >= now then
     -- its add may still be repeated
-    bury('g/' .. entry.id .. '/' .. entry.run, entry.version)
+    buried_now[#buried_now + 1] = 'g/' .. entry.id .. '/' .. entry.run
+    buried_now[#buried_now + 1] = entry.version
   end
 end
 local function release(entry)
-  local id = template_of(entry.payload)
+  local id = entry.template or template_of(entry.payload)
   if string.sub(id, 1, 1) ~= '=' then
     uses[id] = (uses[id] or 0) + 1
   end
@@ -217,7 +244,9 @@ for _, queue in pairs(queues) do
       release(entry)
       moved = moved + 1
       lag = math.max(lag, now - entry.due)
-      dispatched[#dispatched + 1] = line(entry, '{"lag_ms":' .. text(now - entry.due) .. '}')
+      if journal_max > 0 then
+        dispatched[#dispatched + 1] = line(entry, '{"lag_ms":' .. text(now - entry.due) .. '}')
+      end
     end
   end
 end
@@ -240,6 +269,9 @@ for _, entry in ipairs(stuck) do
 end
 if #leaving > 0 then
   redis.call('HDEL', entries, unpack(leaving))
+end
+if #buried_now > 0 then
+  bury(unpack(buried_now))
 end
 for id, count in pairs(uses) do
   redis.call('HINCRBY', template_uses, id, -count)

@@ -5,7 +5,11 @@ local CODEC = '1'
 
 local function read_head(record)
   -- returns: codec, digest, run, version, deadline, expires, payload; or nil
-  return string.match(record, '^(%S+) (%x+)\n(%d+)\n(%d+)\n(%d+)\n(%d+)\n(.*)$')
+  local codec, digest, run, version, deadline, expires, rest =
+    string.match(record, '^(%S+) (%x+)\n(%d+)\n(%d+)\n(%d+)\n(%d+)\n()')
+  if codec then
+    return codec, digest, run, version, deadline, expires, string.sub(record, rest)
+  end
 end
 
 local function template_of(payload)

@@ -24,8 +24,8 @@ local function tombstones_now()
   return key
 end
 
-local function bury(field, value)
-  redis.call('HSET', tombstones_now(), field, value)
+local function bury(...)
+  redis.call('HSET', tombstones_now(), ...)
   standing = nil
 end
 

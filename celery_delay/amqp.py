@@ -26,7 +26,14 @@ from kombu.utils.objects import cached_property
 
 from celery_delay.clock import Clock, from_ms, to_ms
 from celery_delay.entries import Addition, Due, StoredEntry
-from celery_delay.envelope import HEADER, Commands, Shape, addition_of
+from celery_delay.envelope import (
+    HEADER,
+    Commands,
+    Shape,
+    addition_of,
+    check_size,
+    warn_if_dead_on_arrival,
+)
 from celery_delay.exceptions import (
     AlreadyScheduled,
     DelayError,
@@ -44,11 +51,9 @@ __all__ = [
     "Call",
     "Capturing",
     "Collection",
-    "check_size",
     "collected",
     "collecting",
     "next_run",
-    "warn_if_dead_on_arrival",
 ]
 
 logger = logging.getLogger(__name__)
@@ -407,27 +412,3 @@ def _deep(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_deep(one) for one in value]
     return value
-
-
-def check_size(size: int, settings: Settings) -> None:
-    """Refuse a message whose body has more than ``delay_max_payload`` bytes.
-
-    Raises:
-        ValueError: it has.
-    """
-    if size > settings.max_payload:
-        raise ValueError(
-            f"the message's body has {size} bytes, more than delay_max_payload"
-            f" ({settings.max_payload}): pass a reference instead"
-        )
-
-
-def warn_if_dead_on_arrival(addition: Addition, clock: Clock) -> None:
-    """Log that *addition* expires before it is due."""
-    due_ms = addition.due.ms + (clock.wall() * 1000 if addition.due.is_delay else 0)
-    if 0 < addition.expires_ms <= due_ms:
-        logger.warning(
-            "%s expires before it is due: `expires` counts from the call, not from the eta",
-            addition.entry_id.task_id,
-            extra={"event": "expires_before_eta", "task_id": addition.entry_id.task_id},
-        )

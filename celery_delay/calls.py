@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from celery.app.task import Task
 
-from celery_delay.amqp import OPTION, Call, Capturing, collecting, warn_if_dead_on_arrival
+from celery_delay.amqp import OPTION, Call, Capturing, collecting
 from celery_delay.entries import Due
-from celery_delay.envelope import check_task_id
+from celery_delay.envelope import check_task_id, warn_if_dead_on_arrival
 from celery_delay.exceptions import NotInstalled
 from celery_delay.instants import due_of
 from celery_delay.ports import Added

@@ -8,17 +8,29 @@ to task.  They become the entry's values, the rest becomes its template.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, MutableMapping
 from datetime import datetime
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from celery_delay.clock import to_ms
+from celery_delay.clock import Clock, to_ms
 from celery_delay.entries import SLOT, Addition, Due, EntryId, Template
 from celery_delay.exceptions import UnsupportedBroker
+from celery_delay.settings import Settings
 
-__all__ = ["HEADER", "Shape", "addition_of", "check_task_id", "shape_of"]
+__all__ = [
+    "HEADER",
+    "Shape",
+    "addition_of",
+    "check_size",
+    "check_task_id",
+    "shape_of",
+    "warn_if_dead_on_arrival",
+]
+
+logger = logging.getLogger(__name__)
 
 #: Name of our message header: a mapping of task_id, run and eta_ms.
 HEADER = "celery_delay"
@@ -123,6 +135,30 @@ def check_task_id(task_id: Any) -> None:
     if not task_id or len(task_id) > 255 or not task_id.isprintable():
         raise ValueError(
             f"task_id={task_id!r} must have 1 to 255 characters, and no control characters"
+        )
+
+
+def check_size(size: int, settings: Settings) -> None:
+    """Refuse a message whose body has more than ``delay_max_payload`` bytes.
+
+    Raises:
+        ValueError: it has.
+    """
+    if size > settings.max_payload:
+        raise ValueError(
+            f"the message's body has {size} bytes, more than delay_max_payload"
+            f" ({settings.max_payload}): pass a reference instead"
+        )
+
+
+def warn_if_dead_on_arrival(addition: Addition, clock: Clock) -> None:
+    """Log that *addition* expires before it is due."""
+    due_ms = addition.due.ms + (clock.wall() * 1000 if addition.due.is_delay else 0)
+    if 0 < addition.expires_ms <= due_ms:
+        logger.warning(
+            "%s expires before it is due: `expires` counts from the call, not from the eta",
+            addition.entry_id.task_id,
+            extra={"event": "expires_before_eta", "task_id": addition.entry_id.task_id},
         )
 
 

@@ -29,9 +29,10 @@ from kombu.messaging import Producer
 from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
-from celery_delay.amqp import AMQP, Call, check_size, collected
+from celery_delay.amqp import AMQP, Call, collected
 from celery_delay.clock import to_ms
 from celery_delay.entries import Addition, Due, EntryId
+from celery_delay.envelope import check_size
 
 __all__ = ["Recipe", "disabled", "is_plain", "learn", "recipe_for"]
 

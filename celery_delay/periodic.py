@@ -166,9 +166,7 @@ class Periodic:
             next_ms=next_ms,
             addition=addition,
         )
-        if not moved:
-            self._synced = None  # another leads, or Redis is not what it was
-        elif addition is not None:
+        if moved and addition is not None:
             logger.info(
                 "fired %s (%s)",
                 name,

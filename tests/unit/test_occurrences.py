@@ -137,8 +137,8 @@ def test_a_change_of_the_clocks_follows_the_table(
     wrong = []
     for name, change in edges:
         zone = ZoneInfo(name)
-        plan = cron(zone, minute="1,20,45", hour=hour)
-        expected = by_the_table(zone, change, {1, 20, 45}, hour == "*")
+        plan = cron(zone, minute="0,20,45", hour=hour)
+        expected = by_the_table(zone, change, {0, 20, 45}, hour == "*")
         begin, end = (to_ms(change + timedelta(minutes=one)) for one in (-240, 240))
         all_after = occurrences._after(plan, begin - 1)  # next_after() is the first of them
         found = [from_ms(one) for one in takewhile(lambda one: one <= end, all_after)]  # noqa: B023
@@ -365,6 +365,18 @@ def test_the_instant_after_which_is_asked_counts_and_not_the_clock() -> None:
     plan.nowfun = lambda: datetime(2031, 1, 1, tzinfo=UTC)
     found = from_ms(next_after(plan, at(2026, 6, 1)) or 0)
     assert datetime(2026, 6, 1, 19, tzinfo=UTC) < found < datetime(2026, 6, 1, 20, tzinfo=UTC)
+
+
+def test_an_event_that_is_found_again_is_not_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a search that is not exact: from an event on it finds the same, a bit later
+    plan = in_zone(solar("sunset", 52, 13), UTC)
+    search = plan._next_event
+    first = next_after(plan, at(2026, 6, 1))
+    assert first is not None
+    monkeypatch.setattr(
+        plan, "_next_event", lambda start: search(plan.ephem.Date(start - 2 * plan.ephem.second))
+    )
+    assert (next_after(plan, first) or 0) > first + DAY // 2
 
 
 def test_beyond_the_polar_circle_the_next_event_is_months_away() -> None:

@@ -1,0 +1,470 @@
+"""The store on a real Redis against a model on dicts, step by step, under faults.
+
+Redis' clock is the test's: it goes on, and steps back.  Answers and requests are lost,
+and requests arrive late.  After each step Redis holds what the model holds, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from unittest import mock
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from celery_delay.embedded import EmbeddedRedis
+from celery_delay.entries import Addition, EntryId, Record, template_id
+from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
+from celery_delay.ports import JournalPosition, StaleEpoch
+from celery_delay.states import CancelOutcome
+from celery_delay.store import additions as store_module
+
+from celery_delay.store.keys import ShardKeys
+from celery_delay.store.lease import RedisLease
+from celery_delay.store.redis import RedisStore
+from tests.properties.store_model import BATCH, CAP, WINDOW, Model
+from tests.shards import FaultyLinks, SetClock, addition, shape, shard, to_links
+
+TASKS = ("a", "b/1", "ü c", "d")
+QUEUES = ("0/delay-q0", "0/delay-q1", "1/delay-q0")
+SHAPES = [shape(queue[2:], int(queue[0]), body) for queue in QUEUES for body in ("x", "yy")]
+LEGAL = {CancelOutcome.CANCELLED, CancelOutcome.NOT_FOUND, CancelOutcome.TOO_LATE}
+
+tasks = st.sampled_from(TASKS)
+faults = st.lists(st.sampled_from(["ok", "answer", "request"]), max_size=3)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    server: EmbeddedRedis
+
+    @initialize(refuse=st.booleans(), room=st.sampled_from([4, 1_000]))
+    def begin(self, refuse: bool, room: int) -> None:
+        self.raw = [redis.Redis(unix_socket_path=str(self.server.socket), db=n) for n in (0, 1)]
+        self.raw[0].flushall()
+        self.model = Model(refuse, room)
+        self.clock = SetClock()
+        self.clock.asleep = self._slept
+        self.links = FaultyLinks(to_links(self.server.url))
+        self.links.ran = self._ran
+        self.store = self._new_store(self.links)
+        self.stepped = self.corrupted = False
+        self.late: list[tuple[int, tuple[Any, ...]]] = []
+        self.meanwhile: str | None = None
+        self.calls = 0
+        self.answers: dict[int, tuple[Any, ...]] = {}
+        self.handed_off: Counter[tuple[str, int]] = Counter()
+        self.promised: set[tuple[str, int]] = set()
+        self.term = 0
+        self.lead()
+
+    def _new_store(self, links: FaultyLinks) -> RedisStore:
+        store = shard(
+            links,
+            lambda: self.model.now,
+            clock=self.clock,
+            batch_size=BATCH,
+            journal_full="refuse" if self.model.refuse else "gap",
+        )
+        store._journal_max = self.model.journal_max  # below what the setting takes
+        return store
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+            self.raw[0].flushall()
+            for one in self.raw:
+                one.close()
+
+    # -- what the server runs, the model follows ------------------------------------------
+
+    def _ran(self, command: Sequence[Any], answer: Any) -> None:
+        keys = int(command[2])
+        argv = [str(one) for one in command[3 + keys :]]
+        name = _SCRIPTS[command[1]]
+        values = dict(zip(scripts.load(name).arguments, argv, strict=False))
+        model = self.model
+        if name == "add":
+            rest = argv[len(scripts.load(name).arguments) :]
+            count = 2 * int(values["template_count"])
+            given = dict(zip(rest[:count:2], rest[1:count:2], strict=True))
+            grew = self.raw[0].xlen(self.keys.journal) > len(model.journal)
+            model.add(given, rest[count:], answer, grew)
+        elif name == "cancel":
+            model.cancel(
+                int(values["epoch"]), int(values["deadline"]), values["task_id"],
+                int(values["run"]), answer,
+            )  # fmt: skip
+        elif name == "move":
+            model.move(
+                int(values["epoch"]), int(values["hold_ms"]), int(values["steal_ms"]), answer
+            )
+            self._take_messages()
+        elif name == "merge_back" and isinstance(answer, int):
+            model.merge_back(answer)
+
+    def _take_messages(self) -> None:
+        """The workers: take what is on the queues, and look at it."""
+        for queue in QUEUES:
+            number, key = int(queue[0]), queue[2:]
+            expected = self.model.queues.pop(queue, [])
+            if queue in self.model.unusable:
+                assert not expected
+                continue
+            for task_id, run, due in expected:
+                message = json.loads(self.raw[number].rpop(key))
+                assert (message["id"], message["run"], message["eta"]) == (task_id, run, due)
+                assert message["epoch"] == self.model.epoch
+                assert message["eta"] <= self.model.now
+                self.handed_off[task_id, run] += 1
+                assert self.handed_off[task_id, run] == 1, "handed off twice"
+                assert (task_id, run) not in self.promised, "cancelled, and yet handed off"
+            assert self.raw[number].llen(key) == 0
+
+    def _slept(self, seconds: float) -> None:
+        self._pass(round(seconds * 1000))
+        if self.meanwhile is not None:
+            what, self.meanwhile = self.meanwhile, None
+            plan, self.links.plan = self.links.plan, []
+            other = self._new_store(self.links)
+            with suppress(StaleEpoch):
+                if what == "move":
+                    other.move()
+                else:
+                    other.cancel(what, data={"call": "cancel"})
+            self.links.plan = plan
+
+    def _pass(self, ms: int) -> None:
+        self.model.now += ms
+        self.model.boot += ms
+
+    @property
+    def keys(self) -> ShardKeys:
+        return self.store.keys
+
+    # -- producers ------------------------------------------------------------------------
+
+    @rule(
+        task_ids=st.lists(tasks, min_size=1, max_size=3, unique=True),
+        delay=st.sampled_from([0, 1, 500, 2_000, 10_000]),
+        at=st.booleans(),
+        which=st.integers(0, len(SHAPES) - 1),
+        expires=st.sampled_from([0, 0, 0, 300, 5_000]),
+        plan=faults,
+        meanwhile=st.sampled_from([None, "move", *TASKS]),
+    )
+    def add(
+        self,
+        task_ids: list[str],
+        delay: int,
+        at: bool,
+        which: int,
+        expires: int,
+        plan: list[str],
+        meanwhile: str | None,
+    ) -> None:
+        options: dict[str, Any] = {
+            "expires_ms": self.model.now + expires if expires else 0,
+            "template": SHAPES[which],
+        }
+        if at:
+            options["at_ms"] = self.model.now + delay
+        self._add([self._call(one, delay, **options) for one in task_ids], plan, meanwhile)
+
+    @precondition(lambda self: self.handed_off)
+    @rule(data=st.data(), plan=faults, delay=st.sampled_from([0, 700]))
+    def retry(self, data: st.DataObject, plan: list[str], delay: int) -> None:
+        """A task that was handed off asks, from inside its run, for the next one."""
+        task_id, run = data.draw(st.sampled_from(sorted(self.handed_off)))
+        if (task_id, run + 1) not in self.handed_off:
+            self._add([self._call(task_id, delay, run=run + 1)], plan, None)
+
+    @precondition(lambda self: self.model.schedule)
+    @rule(data=st.data(), plan=faults)
+    def add_a_higher_version(self, data: st.DataObject, plan: list[str]) -> None:
+        task_id = data.draw(st.sampled_from(sorted(self.model.schedule)))
+        entry = self.model.entries[task_id]
+        if entry.damage == "":
+            options = {"run": entry.run, "version": entry.version + 1}
+            self._add([self._call(task_id, 1_000, **options)], plan, None)
+
+    def _call(self, task_id: str, delay: int, **options: Any) -> Addition:
+        self.calls += 1
+        options.setdefault("template", SHAPES[self.calls % len(SHAPES)])
+        story = json.dumps({"call": self.calls})
+        # an empty value, and one with what separates the parts of a template
+        return addition(task_id, delay, story=story, values=('"v\\n"', ""), **options)
+
+    def _add(self, additions: list[Addition], plan: list[str], meanwhile: str | None) -> None:
+        self.links.plan, self.meanwhile = list(plan), meanwhile
+        faulty = set(plan) != {"ok"} and bool(plan)
+        before = len(self.links.lost)
+        try:
+            for one in self.store.add(additions):
+                if one.code == "C":
+                    self.promised.add(one.entry_id)
+        except (AlreadyScheduled, JournalFull):
+            assert "answer" not in plan[: plan.index("ok") if "ok" in plan else None]
+        except OutcomeUnknown:
+            assert faulty
+        finally:
+            self.links.plan, self.meanwhile = [], None
+            # requests that are thought to be lost may be on their way
+            self.late += [(self.model.boot, one) for one in self.links.lost[before:]]
+
+    @precondition(lambda self: self.late)
+    @rule(data=st.data())
+    def arrive_late(self, data: st.DataObject) -> None:
+        sent, command = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
+        if self.stepped and self.model.boot - sent > WINDOW:
+            return  # a clock that steps back makes deadlines longer than the network's patience
+        changed = list(command)
+        changed[3 + int(command[2])] = self.model.now
+        with self.store._link() as link:
+            link.call(*changed)
+
+    @rule(
+        task_id=tasks,
+        known=st.booleans(),
+        plan=faults,
+        meanwhile=st.sampled_from([None, "move"]),
+    )
+    def cancel(self, task_id: str, known: bool, plan: list[str], meanwhile: str | None) -> None:
+        runs = [run for one, run in self.handed_off if one == task_id]
+        entry = self.model.entries.get(task_id)
+        run = max(runs, default=0) if known else 0
+        self.links.plan, self.meanwhile = list(plan), meanwhile
+        if "request" in plan:
+            meanwhile = self.meanwhile = None
+        try:
+            answer = self.store.cancel(task_id, run=run, data={"call": "cancel"})
+        except OutcomeUnknown:
+            assert "answer" in plan
+            return
+        finally:
+            self.links.plan, self.meanwhile = [], None
+        assert answer.outcome in LEGAL
+        if answer.entry is not None:
+            self.promised.add(answer.entry.entry_id)
+            assert answer.entry.envelope["run"] == answer.entry.entry_id.run
+        whole = entry is not None and entry.damage in ("", "payload")
+        if entry is not None and whole and not meanwhile and answer.outcome:
+            self.promised.add(EntryId(task_id, entry.run))
+
+    # -- beats ----------------------------------------------------------------------------
+
+    @rule(hold=st.sampled_from([0, 0, 0, 1_000]), steal=st.sampled_from([0, 0, 0, 250]))
+    def move(self, hold: int, steal: int) -> None:
+        if self.model.epoch:
+            self.store.move(hold_ms=hold, steal_ms=steal)
+        else:
+            with pytest.raises(StaleEpoch):
+                self.store.move(hold_ms=hold, steal_ms=steal)
+
+    @rule()
+    def lose_the_answer_of_a_move(self) -> None:
+        if self.model.epoch:
+            self.links.plan = ["answer"]
+            with pytest.raises(StoreUnavailable):
+                self.store.move()
+
+    @rule()
+    def merge_back(self) -> None:
+        merged = self.store.merge_back(term=self.term)
+        assert self.model.epoch or not merged
+
+    @rule(seconds=st.sampled_from([0.001, 0.3, 1.0, 2.9, 4.1, 9.0]))
+    def advance(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self._pass(round(seconds * 1000))
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 60.0]))
+    def step_back(self, seconds: float) -> None:
+        self.stepped = True
+        self.model.now -= round(seconds * 1000)
+
+    @precondition(lambda self: not self.model.epoch)
+    @rule()
+    def lead(self) -> None:
+        lease = RedisLease(self.links.link(), self.keys, "me")
+        self.term = lease.elect(seen=None, may_take=False).term
+        lease.close()
+        assert self.store.begin_epoch(term=self.term + 1, known_epoch=0) is None
+        begun = self.store.begin_epoch(term=self.term, known_epoch=0)
+        assert begun is not None
+        self.model.epoch, before = begun
+        assert before == ""
+
+    @precondition(lambda self: self.calls > 5)
+    @rule()
+    def wipe(self) -> None:
+        self.raw[0].flushall()
+        self.model.wipe()
+        self.late.clear()
+        # what is lost with the tombstones is not promised
+        self.handed_off.clear()
+        self.promised.clear()
+
+    # -- the auditor ----------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.epoch)
+    @rule(limit=st.integers(1, 5))
+    def drain(self, limit: int) -> None:
+        read = self.store.read_journal("0", limit)
+        expected = self.model.journal[:limit]
+        told = [_plain(events) for _, events in read]
+        lines = [[(state, epoch, *one) for one in some] for state, epoch, some in expected]
+        assert told == lines, (told, lines)
+        if read:
+            position = JournalPosition(0, self.model.epoch, read[-1][0])
+            assert self.store.trim_journal(position, term=self.term + 1) == 0
+            assert self.store.trim_journal(position, term=self.term) == len(read)
+            del self.model.journal[:limit]
+
+    # -- damage ---------------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.schedule)
+    @rule(data=st.data(), how=st.sampled_from(["head", "payload", "missing", "codec"]))
+    def corrupt_a_record(self, data: st.DataObject, how: str) -> None:
+        task_id = data.draw(st.sampled_from(sorted(self.model.schedule)))
+        entry = self.model.entries[task_id]
+        if entry.damage:
+            return
+        self.corrupted, entry.damage = True, how
+        text = {
+            "head": "rubbish\xff",
+            "payload": entry.record + "!",
+            "codec": "9" + entry.record[1:],
+            "missing": "",
+        }[how]
+        entry.record = text
+        if how == "missing":
+            self.raw[0].hdel(self.keys.entries, task_id)
+        else:
+            self.raw[0].hset(self.keys.entries, task_id, text.encode("latin-1", "replace"))
+
+    @precondition(lambda self: self.model.templates)
+    @rule(data=st.data(), lose=st.booleans())
+    def corrupt_a_template(self, data: st.DataObject, lose: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model.templates)))
+        self.corrupted = True
+        if lose:
+            self.raw[0].hdel(self.keys.templates, name)
+            del self.model.templates[name]
+        else:
+            self.raw[0].hset(self.keys.templates, name, "rubbish")
+            self.model.templates[name] = "rubbish"
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def occupy_or_free_a_queue(self, queue: str) -> None:
+        raw, key = self.raw[int(queue[0])], queue[2:]
+        if queue in self.model.unusable:
+            raw.delete(key)
+            self.model.unusable.remove(queue)
+        else:
+            raw.set(key, "not a list")
+            self.model.unusable.add(queue)
+
+    # -- after each step ------------------------------------------------------------------
+
+    @invariant()
+    def holds(self) -> None:
+        if hasattr(self, "store"):
+            self._redis_holds_what_the_model_holds()
+            self._templates_are_counted()
+            self._live_entries_can_be_read()
+
+    def _redis_holds_what_the_model_holds(self) -> None:
+        model, keys, raw = self.model, self.keys, self.raw[0]
+        assert _scores(raw.zrange(keys.schedule, 0, -1, withscores=True)) == model.schedule
+        assert _scores(raw.zrange(keys.blocked, 0, -1, withscores=True)) == model.blocked
+        present = {one for one, entry in model.entries.items() if entry.damage != "missing"}
+        assert {one.decode() for one in raw.hkeys(keys.entries)} == present
+        assert self.store.quarantined().keys() == model.parked.keys()
+        kept = {one.decode() for one in raw.hkeys(keys.templates)}
+        assert kept == model.templates.keys(), (kept, model)
+        assert len(model.templates) <= CAP
+        assert raw.xlen(keys.journal) == len(model.journal)
+        known = {key.encode() for key in keys.all()} | {b"delay-q0", b"delay-q1"}
+        assert set(raw.keys("*")) <= known
+
+    def _templates_are_counted(self) -> None:
+        stored = self.raw[0].hgetall(self.keys.template_uses)
+        uses = {name.decode(): int(count) for name, count in stored.items() if int(count)}
+        assert uses == {name: count for name, count in self.model.uses.items() if count}
+        if not self.corrupted:
+            records = self.raw[0].hvals(self.keys.entries)
+            named = Counter(Record.decode(one.decode()).template for one in records)
+            assert uses == {name: n for name, n in named.items() if name[0] != "="}
+
+    def _live_entries_can_be_read(self) -> None:
+        found = self.store.between(after_ms=0, before_ms=10**15, limit=50, offset=0)
+        readable = {
+            one
+            for one, entry in self.model.entries.items()
+            if entry.damage in ("", "payload")
+            and self.model.templates.get(entry.template) != "rubbish"
+            and (entry.template == "=" or entry.template in self.model.templates)
+        }
+        assert {one.entry_id.task_id for one in found} == readable
+        waiting = len(self.model.schedule) + len(self.model.blocked)
+        assert self.store.count(after_ms=0, before_ms=10**15) == waiting
+
+
+def _scores(pairs: list[tuple[bytes, float]]) -> dict[str, int]:
+    return {member.decode(): int(score) for member, score in pairs}
+
+
+def _plain(events: list[Any]) -> list[tuple[Any, ...]]:
+    plain = []
+    for one in events:
+        told: Any = one.data.get("call", one.data.get("missing"))
+        eta = "" if one.eta_ms is None else one.eta_ms
+        plain.append((one.state, one.epoch, *one.entry_id, one.version, eta, told))
+    return plain
+
+
+_NAMES = ("add", "cancel", "move", "merge_back", "begin_epoch", "trim", "elect")
+#: What a script is called by, and its text, on each server → its name.
+_SCRIPTS = {
+    known: name
+    for name in _NAMES
+    for version in ((6, 2), (7, 0))
+    for text in [scripts.load(name).text(version)]
+    for known in (scripts.sha1(text), text)
+}
+assert len({template_id(one) for one in SHAPES}) == len(SHAPES)
+
+
+@pytest.mark.redis62
+@pytest.mark.timeout(600)
+def test_the_store_does_what_the_model_does(redis_server: EmbeddedRedis) -> None:
+    with redis.Redis.from_url(redis_server.url) as raw:
+        version = tuple(int(one) for one in raw.info()["redis_version"].split(".")[:2])
+        for name in _NAMES:  # Hypothesis wants each run of an example to go the same way
+            raw.script_load(scripts.load(name).text(version))
+    machine = type("Machine", (StoreMachine,), {"server": redis_server})
+    with mock.patch.object(store_module, "TEMPLATE_CAP", CAP):
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=60,
+                database=None,
+                stateful_step_count=40,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

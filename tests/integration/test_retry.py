@@ -123,8 +123,6 @@ def test_a_store_that_refuses_leaves_the_retry_native(
 ) -> None:
     # Given a store that certainly takes nothing, on a broker that works
     with redis.Redis.from_url(redis_server.tcp_url) as client:
-        client.acl_setuser(
-            "store", enabled=True, passwords=["+secret"], commands=["+ping", "+info"]
         rights = ["+ping", "+info"]
         client.acl_setuser("store", enabled=True, passwords=["+secret"], commands=rights)
         try:

@@ -32,7 +32,7 @@ from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknow
 from celery_delay.ports import JournalPosition, StaleEpoch
 from celery_delay.states import CancelOutcome
 from celery_delay.store import additions as store_module
-
+from celery_delay.store import scripts
 from celery_delay.store.keys import ShardKeys
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore

@@ -1,5 +1,5 @@
 --- Hand due entries to their queues: the one step that takes them out and pushes their messages.
--- @include clock journal tombstones records
+-- @include clock journal tombstones records messages
 -- @allow-oom
 -- KEYS: mark schedule entries blocked quarantine templates template_uses journal tombstones_even tombstones_odd
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms latest_ms:int:ms database:int
@@ -58,44 +58,6 @@ for first = 1, #due, 2 * TOGETHER do
 end
 
 -- Checks first: nothing is written until each entry has its place to go.
-local known, damaged = {}, {}
-local function template(id)
-  if known[id] == nil then
-    local stored
-    if string.sub(id, 1, 1) == '=' then
-      stored = string.gsub(string.sub(id, 2), '\2', '\n')
-    else
-      stored = redis.call('HGET', templates, id)
-      if stored and string.sub(redis.sha1hex(stored), 1, 16) ~= id then
-        stored = false
-        damaged[#damaged + 1] = id
-      end
-    end
-    known[id] = false
-    if stored then
-      local codec, db, queue, expires, count, rest =
-        string.match(stored, '^(%S+)\n(%d+)\n([^\n]+)\n(%d+)\n(%d+)\n(.*)$')
-      if codec == CODEC then
-        local shape = { database = tonumber(db), queue = queue, expires = expires, expiring = {} }
-        for _ = 1, tonumber(count) do
-          local key, tail = string.match(rest, '^([^\n]*)\n(.*)$')
-          shape.expiring[#shape.expiring + 1] = key
-          rest = tail
-        end
-        -- cut once: to fill in a slot of a list is much cheaper than to search the text for it
-        shape.pieces, shape.slots = {}, {}
-        for literal, slot in string.gmatch(rest .. '\1$', '([^\1]*)\1(.)') do
-          shape.pieces[#shape.pieces + 1] = literal
-          shape.pieces[#shape.pieces + 1] = ''
-          shape.slots[#shape.slots + 1] = slot
-        end
-        known[id] = shape
-      end
-    end
-  end
-  return known[id]
-end
-
 local selected = database
 local function select_database(number)
   -- returns: an error's text; or nothing
@@ -128,18 +90,6 @@ local function queue_of(shape)
   end
   shape.goes_to = queues[key]
   return shape.goes_to
-end
-
-local function fill(shape, values)
-  -- returns: the message; or nil if the values do not fit
-  for i, slot in ipairs(shape.slots) do
-    local value = values[slot]
-    if not value then
-      return nil
-    end
-    shape.pieces[2 * i] = value
-  end
-  return table.concat(shape.pieces)
 end
 
 local letters = {}

@@ -118,6 +118,7 @@ for i, id in ipairs(ids) do
     expired[#expired + 1] = entry
   else
     entry.template = template_of(payload)
+    select_database(database) -- the entry before may have looked at a queue in another one
     local shape = template(entry.template)
     local queue = shape and queue_of(shape)
     if not shape then

@@ -15,9 +15,10 @@ from typing import Any
 from kombu.utils.imports import symbol_by_name
 
 from celery_delay import calls, canvas
-from celery_delay.amqp import AMQP, OPTION, Call, Capturing
+from celery_delay.amqp import AMQP, Capturing
 from celery_delay.broker import RedisBroker
 from celery_delay.clock import SystemClock
+from celery_delay.collection import OPTION, Call
 from celery_delay.control import Control, Revoking
 from celery_delay.entries import Addition, StoredEntry
 from celery_delay.envelope import check_task_id

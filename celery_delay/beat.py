@@ -21,8 +21,8 @@ from celery.utils.time import humanize_seconds
 from kombu.exceptions import OperationalError
 
 from celery_delay import occurrences
-from celery_delay.amqp import collecting
 from celery_delay.app import CeleryDelay
+from celery_delay.collection import collecting
 from celery_delay.entries import Addition, Due
 from celery_delay.exceptions import DelayError, StoreUnavailable, UnsupportedBroker
 from celery_delay.periodic import Periodic, occurrence_id

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from celery.app.task import Task
 
-from celery_delay.amqp import OPTION, Call, Capturing, collecting
+from celery_delay.amqp import Capturing
+from celery_delay.collection import OPTION, Call, collecting
 from celery_delay.entries import Due
 from celery_delay.envelope import check_task_id, warn_if_dead_on_arrival
 from celery_delay.exceptions import NotInstalled

@@ -9,8 +9,8 @@ from typing import Any
 from celery.canvas import Signature
 from celery.result import AsyncResult, EagerResult, GroupResult, ResultBase
 
-from celery_delay.amqp import collecting
 from celery_delay.calls import due_for, require
+from celery_delay.collection import collecting
 from celery_delay.envelope import check_task_id
 from celery_delay.ports import Added
 from celery_delay.result import DelayedResult, EagerDelayedResult

@@ -29,8 +29,9 @@ from kombu.messaging import Producer
 from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
-from celery_delay.amqp import AMQP, Call, collected
+from celery_delay.amqp import AMQP
 from celery_delay.clock import to_ms
+from celery_delay.collection import Call, collection
 from celery_delay.entries import Addition, Due, EntryId
 from celery_delay.envelope import check_size
 
@@ -242,7 +243,7 @@ def _nobody_looks(task: Any) -> bool:
         signals.before_task_publish.receivers
         or signals.after_task_publish.receivers
         or signals.task_sent.receivers
-        or collected()
+        or collection() is not None
         or _off.get()
         or app.current_worker_task
     )

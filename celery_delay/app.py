@@ -201,9 +201,7 @@ class CeleryDelay:
         links = self.links()
         if self.settings.redis_url is not None:
             self._broker.check_server(links)
-        return tuple(
-            RedisStore(links, keys, self.settings, self.clock) for keys in self.shard_keys
-        )
+        return tuple(RedisStore(links, keys, self.settings, self.clock) for keys in self.shard_keys)
 
     @cached_property
     def shard_keys(self) -> tuple[ShardKeys, ...]:

@@ -173,9 +173,7 @@ def apply_delayed_many(
     delayed = require(app)
     if "task_id" in options:
         raise TypeError("task_id cannot be the same for many calls: give DelayedCall(task_id=…)")
-    general = (
-        due_for(app, countdown, eta, tz) if countdown is not None or eta is not None else None
-    )
+    general = due_for(app, countdown, eta, tz) if countdown is not None or eta is not None else None
     if app.conf.task_always_eager:
         return [
             apply_delayed(

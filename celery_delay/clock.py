@@ -30,6 +30,7 @@ def from_ms(ms: int) -> datetime:
     """The aware UTC instant *ms* milliseconds after the epoch."""
     return _EPOCH + ms * _MS
 
+
 #: Systems without CLOCK_BOOTTIME (macOS) fall back to the monotonic clock, which
 #: stops during suspend; a lease then lives longer, which is late but never unsafe.
 _BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)

@@ -89,9 +89,7 @@ class Elector:
         if self._looked_at is not None:
             watched += started - self._looked_at
         try:
-            record = self._lease.elect(
-                seen=self._seen, may_take=watched >= self._settings.lease
-            )
+            record = self._lease.elect(seen=self._seen, may_take=watched >= self._settings.lease)
         except StoreUnavailable:
             # while the store is away its silence is not the leader's: that time does not count
             self._looked_at = None

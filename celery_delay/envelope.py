@@ -234,4 +234,3 @@ def _at(envelope: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     for step in path:
         value = value.get(step) if isinstance(value, Mapping) else None
     return value
-

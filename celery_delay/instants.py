@@ -65,9 +65,7 @@ def _milliseconds(countdown: Any) -> int:
         return -(-countdown // timedelta(milliseconds=1))
     # Decimal is no Real, but a number of seconds none the less
     if isinstance(countdown, bool) or not isinstance(countdown, (Real, Decimal)):
-        raise TypeError(
-            f"countdown must be a number of seconds or a timedelta, not {countdown!r}"
-        )
+        raise TypeError(f"countdown must be a number of seconds or a timedelta, not {countdown!r}")
     seconds: Any = countdown
     try:
         milliseconds: int = math.ceil(seconds * 1000)

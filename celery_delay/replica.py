@@ -61,9 +61,7 @@ class _Shard:
     def __init__(self, delayed: CeleryDelay, keys: ShardKeys, holder: str) -> None:
         settings, self._clock = delayed.settings, delayed.clock
         links = delayed.links()
-        self._lease = RedisLease(
-            links.with_timeout(settings.election_timeout).link(), keys, holder
-        )
+        self._lease = RedisLease(links.with_timeout(settings.election_timeout).link(), keys, holder)
         self.elector = Elector(self._lease, holder, settings, self._clock)
         self._store = RedisStore(links, keys, settings, self._clock)
         self._dispatcher = Dispatcher(self._store, settings, self._clock)
@@ -74,12 +72,18 @@ class _Shard:
         self._barred = ""
         number = keys.shard
         self._dispatching = Loop(
-            f"dispatcher-{number}", self._dispatch, self._clock,
-            wait=self._wait_for_due, last=self._wake.close,
+            f"dispatcher-{number}",
+            self._dispatch,
+            self._clock,
+            wait=self._wait_for_due,
+            last=self._wake.close,
         )
         self._electing = Loop(
-            f"elector-{number}", self._elect, self._clock,
-            wait=self._wait_for_handover, last=self._resign,
+            f"elector-{number}",
+            self._elect,
+            self._clock,
+            wait=self._wait_for_handover,
+            last=self._resign,
         )
         self._loops = [self._dispatching, self._electing]
         self._draining: Loop | None = None

@@ -51,7 +51,11 @@ class DelayedResult(AsyncResult):
     entry_id: EntryId
 
     def __init__(
-        self, id: str, *args: Any, entry_id: EntryId | None = None, eta_ms: int | None = None,
+        self,
+        id: str,
+        *args: Any,
+        entry_id: EntryId | None = None,
+        eta_ms: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(id, *args, **kwargs)

@@ -4,3 +4,13 @@
 tables, ``merge`` folds events into rows, ``log`` writes what the journal says, ``queries``
 reads it back.  Only this package imports SQLAlchemy and Alembic.
 """
+
+from __future__ import annotations
+
+import logging
+
+# Alembic names each of its plugins at INFO whenever it is imported, which is at every start
+# of a beat.  A project that wants to hear it gives the logger a level of its own.
+_alembic = logging.getLogger("alembic")
+if _alembic.level == logging.NOTSET:
+    _alembic.setLevel(logging.WARNING)

@@ -143,9 +143,7 @@ class Additions(Shard):
             if "\n" in task_id or "\t" in task_id:
                 raise ValueError(f"the task id {task_id!r} cannot be stored")
         drawn = [
-            one
-            if one.entry_id.run
-            else one._replace(entry_id=EntryId(one.entry_id.task_id, now))
+            one if one.entry_id.run else one._replace(entry_id=EntryId(one.entry_id.task_id, now))
             for one in additions
         ]
         return _Attempt(drawn, now + self._settings.window_ms)

@@ -121,7 +121,7 @@ def schedule(bench: Bench) -> Figures:
         "single_with_receiver_us": connected,
         "bulk_us": bulk,
     }
-    for name, one in work.items():  # warm: connections, templates, code paths
+    for one in work.values():  # warm: connections, templates, code paths
         one()
     for _ in range(bench.size(5, 3)):
         for name, one in work.items():
@@ -216,7 +216,7 @@ def lag(bench: Bench) -> Figures:
             for number in range(n):
                 eta = begun + number * (10.0 if not bench.quick else 4.0) / n
                 _call_at(task, eta, number)
-            wait_until(lambda: _lines(ledger) >= n, timeout=60, what=f"{n} runs")
+            _wait_for_lines(ledger, n)
         late = sorted(float(line.split()[0]) * 1000 for line in ledger.read_text().splitlines())
         for percent in (50, 95, 99):
             figures[f"{name}_p{percent}_ms"] = late[min(len(late) - 1, len(late) * percent // 100)]
@@ -233,8 +233,11 @@ def _call_at(task: Any, eta: float, number: int) -> None:
         task.apply_async((eta, number), {"text": TEXT}, eta=instant)
 
 
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def _wait_for_lines(path: Path, count: int) -> None:
+    def there() -> bool:
+        return path.exists() and path.read_bytes().count(b"\n") >= count
+
+    wait_until(there, timeout=60, what=f"{count} runs")
 
 
 def memory(bench: Bench) -> Figures:
@@ -286,7 +289,8 @@ def _client_commands(bench: Bench) -> int:
     """Commands that clients have sent; those inside scripts are not among them."""
     sent = bench.client.info("commandstats")
     return sum(
-        int(sent.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in ("evalsha", "eval", "blpop")
+        int(sent.get(f"cmdstat_{name}", {}).get("calls", 0))
+        for name in ("evalsha", "eval", "blpop")
     )
 
 

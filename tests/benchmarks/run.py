@@ -1,4 +1,4 @@
-"""Measure celery-delay beside its yardsticks: ``tox -e bench`` or ``python -m tests.benchmarks.run``.
+"""Measure celery-delay beside its yardsticks: ``tox -e bench``.
 
 Brings its own Redis.  Figures that a claim rests on are ratios of two measurements of the
 same run; ``--check`` compares them with half of the goal and asserts no absolute time.

@@ -18,9 +18,6 @@ from tests.processes import ProcessHarness, wait_until
 from tests.projects import hand_off, messages
 from tests.servers import RedisServers, wipe
 
-# redis-py 8 deprecates what Celery's backend calls
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def here(

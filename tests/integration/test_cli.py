@@ -28,9 +28,6 @@ from celery_delay.states import State
 from tests.processes import ProcessHarness
 from tests.projects import hand_off, make_app
 
-# Celery's Redis backend calls what redis-py has deprecated
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
-
 HOUR = 3600
 
 # --- helpers -----------------------------------------------------------------------------

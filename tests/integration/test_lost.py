@@ -24,9 +24,7 @@ CeleryDelay(app)
 """
 
 
-def test_an_emptied_redis_loses_tasks_loudly(
-    redis_server: EmbeddedRedis, tmp_path: Path
-) -> None:
+def test_an_emptied_redis_loses_tasks_loudly(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
     # Given a beat that has told SQL of ten waiting tasks
     url, database = redis_server.tcp_url, f"sqlite:///{tmp_path}/audit.db"
     (tmp_path / "lost.py").write_text(APP)

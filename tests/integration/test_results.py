@@ -15,9 +15,6 @@ from tests.integration.running import Running, projects
 from tests.processes import ProcessHarness, wait_until
 from tests.projects import hand_off, messages
 
-# redis-py 8 deprecates what Celery's backend calls
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
-
 
 @pytest.fixture
 def project(

@@ -22,10 +22,6 @@ STORED = ["SCHEDULED", "DISPATCHED", "STARTED"]
 NATIVE = ["DISPATCHED", "STARTED"]
 
 
-# redis-py 8 deprecates what Celery's backend calls
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
-
-
 @pytest.fixture
 def new_project(
     harness: Callable[..., ProcessHarness], redis_url: str, tmp_path: Path

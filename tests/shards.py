@@ -142,7 +142,7 @@ def addition(task_id: str, delay_ms: int = 0, **options: Any) -> Addition:
     )
 
 
-def run(store: RedisStore, name: str, rest: Sequence[object] = (), **values: object) -> Any:
+def run(store: RedisStore, name: str, rest: Sequence[object] = (), /, **values: object) -> Any:
     """Run a script as it is, past the store's methods."""
     with store._link() as link:
         return scripts.run(link, scripts.load(name), store.keys, values, rest)

@@ -16,7 +16,7 @@ import select
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from redis.connection import ConnectionPool
 from redis.exceptions import (
@@ -268,4 +268,5 @@ def _redis_url(url: str) -> str:
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     database = query.get("virtual_host", "0").lstrip("/") or "0"
-    return urlunsplit(("unix", parts.netloc, parts.path, f"db={database}", ""))
+    # not urlunsplit(): without a host it writes "unix:/path", which redis-py does not take
+    return f"unix://{parts.netloc}{parts.path}?db={database}"

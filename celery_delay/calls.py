@@ -175,18 +175,7 @@ def apply_delayed_many(
         raise TypeError("task_id cannot be the same for many calls: give DelayedCall(task_id=…)")
     general = due_for(app, countdown, eta, tz) if countdown is not None or eta is not None else None
     if app.conf.task_always_eager:
-        return [
-            apply_delayed(
-                self,
-                one.args,
-                one.kwargs,
-                countdown=countdown if one.countdown is None and one.eta is None else one.countdown,
-                eta=eta if one.countdown is None and one.eta is None else one.eta,
-                tz=tz,
-                **options,
-            )
-            for one in map(_call, calls)
-        ]
+        return [_eagerly(self, _call(one), countdown, eta, tz, options) for one in calls]
     additions = []
     recipe = None
     for one in map(_call, calls):
@@ -208,6 +197,15 @@ def apply_delayed_many(
         additions.append(addition)
     ignored = options.get("ignore_result", self.ignore_result)
     return [_result(app, added, ignored) for added in delayed.add(additions, chunk=chunk)]
+
+
+def _eagerly(
+    task: Any, one: DelayedCall, countdown: Any, eta: Any, tz: Any, options: Mapping[str, Any]
+) -> DelayedResult | EagerDelayedResult:
+    if one.countdown is not None or one.eta is not None:
+        countdown, eta, tz = one.countdown, one.eta, tz if one.eta is not None else None
+    own = options if one.task_id is None else {**options, "task_id": one.task_id}
+    return apply_delayed(task, one.args, one.kwargs, countdown=countdown, eta=eta, tz=tz, **own)
 
 
 def _result(app: Any, added: Added, ignored: bool) -> DelayedResult:

@@ -78,8 +78,8 @@ class Shard:
             run_id = scripts.server_of(link)["run_id"]
             try:
                 marked, epoch = link.call("HMGET", self.keys.mark, "run_id", "epoch")
-            except AnswerLost as exc:
-                raise StoreUnavailable(str(exc)) from exc
+            except (AnswerLost, ResponseError) as exc:
+                raise StoreUnavailable(f"the mark cannot be read: {exc}") from exc
             if not epoch or not marked or marked.decode() != run_id:
                 return None
             link.learnt["epoch"] = int(epoch)
@@ -125,15 +125,13 @@ class Shard:
     def _read(self, *command: object) -> Any:
         with self._link() as link:
             try:
-                return link.call(*command)
-            except AnswerLost:
-                # reading again has no effect; the connection may merely have been idle too long
                 try:
                     return link.call(*command)
-                except AnswerLost as exc:
-                    raise StoreUnavailable(f"lost the answer of {command[0]}: {exc}") from exc
-            except ResponseError as exc:
-                raise StoreUnavailable(f"Redis fails in {command[0]}: {exc}") from exc
+                except AnswerLost:
+                    # reading again has no effect; the answer may merely have been too slow
+                    return link.call(*command)
+            except (AnswerLost, ResponseError) as exc:
+                raise StoreUnavailable(f"no usable answer of {command[0]}: {exc}") from exc
 
     def _learn(self, store_ms: int) -> float:
         # the answer took a while to come, so this offset is never too high; of several the

@@ -75,8 +75,8 @@ def test_keys_and_table_options_are_those_declared(database: Database) -> None:
             assert nullable == {one.name: one.nullable for one in table.c}, table.name
             options = found.get_table_options(table.name)
             if connection.dialect.name in ("mysql", "mariadb"):
-                assert options["mysql_engine"] == "InnoDB"
-                assert options["mysql_collate"] == "utf8mb4_bin"
+                assert options["mysql_engine"] == table.kwargs["mysql_engine"] == "InnoDB"
+                assert options["mysql_collate"] == table.kwargs["mysql_collate"] == "utf8mb4_bin"
 
 
 def test_down_and_up_again(database: Database) -> None:

@@ -207,6 +207,12 @@ class Settings:
         for one in fields(self):
             value = one.metadata["check"](PREFIX + one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, value)
+        if self.add_window < 2 * self.redis_timeout:
+            raise InvalidSetting(
+                "delay_add_window must be at least twice delay_redis_timeout"
+                f" ({self.add_window:g} < 2 x {self.redis_timeout:g}): otherwise there is no"
+                " time left to repeat an add whose answer was lost"
+            )
         if self.lease_trust + self.election_timeout >= self.lease:
             raise InvalidSetting(
                 "delay_lease_trust + delay_election_timeout must be below delay_lease"

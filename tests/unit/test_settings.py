@@ -91,6 +91,12 @@ def test_durations_that_let_two_beats_lead_are_refused() -> None:
         Settings(lease_renew=0.3)
 
 
+def test_the_add_window_leaves_time_for_a_repeat() -> None:
+    with pytest.raises(InvalidSetting, match="delay_add_window must be at least twice"):
+        Settings(add_window=1.0, redis_timeout=0.6)
+    assert Settings(add_window=1.0, redis_timeout=0.5).add_window == 1.0
+
+
 def test_numbers_become_what_the_code_expects() -> None:
     found = Settings(add_window=2)
 

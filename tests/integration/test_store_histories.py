@@ -163,7 +163,7 @@ def test_a_cancel_whose_answer_was_lost_is_unknown_though_redis_goes_away(
     redis_server: EmbeddedRedis,
 ) -> None:
     with FaultyProxy(redis_server.port) as proxy:
-        store = shard(proxy.url, redis_timeout=0.3, add_window=0.5)
+        store = shard(proxy.url, redis_timeout=0.25, add_window=0.5)
         lead(store)
         store.add([addition("a", HOUR)])
         store.cancel("other", data={})

@@ -16,7 +16,7 @@ from typing import Any
 from celery_delay.entries import Template
 
 WINDOW, TOMBSTONE = 3_000, 4_000
-CAP, BATCH = 2, 3
+CAP, BATCH = 4, 3
 
 
 @dataclass

@@ -176,13 +176,15 @@ class StoreMachine(RuleBasedStateMachine):
         plan: list[str],
         meanwhile: str | None,
     ) -> None:
-        options: dict[str, Any] = {
-            "expires_ms": self.model.now + expires if expires else 0,
-            "template": SHAPES[which],
-        }
+        options: dict[str, Any] = {"expires_ms": self.model.now + expires if expires else 0}
         if at:
             options["at_ms"] = self.model.now + delay
-        self._add([self._call(one, delay, **options) for one in task_ids], plan, meanwhile)
+        templates = [SHAPES[(which + i) % len(SHAPES)] for i in range(len(task_ids))]
+        calls = [
+            self._call(one, delay, template=template, **options)
+            for one, template in zip(task_ids, templates, strict=True)
+        ]
+        self._add(calls, plan, meanwhile)
 
     @precondition(lambda self: self.handed_off)
     @rule(data=st.data(), plan=faults, delay=st.sampled_from([0, 700]))

@@ -14,11 +14,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from typing import Any
 
-from sqlalchemy import URL, Connection, Insert, Table, and_, insert, or_, select, update
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy import URL, Connection, and_, or_, select, update
 
 from celery_delay.audit import schema
 from celery_delay.audit.database import Database
@@ -28,9 +25,9 @@ from celery_delay.audit.merge import (
     fit_id,
     fold,
     is_storable,
-    merging,
     stream_numbers,
 )
+from celery_delay.audit.rows import insert_absent, insert_rows, merge_rows
 from celery_delay.audit.tables import cursor, entry, epoch, event, task
 from celery_delay.entries import EntryId, Event
 from celery_delay.exceptions import SchemaOutdated
@@ -143,10 +140,10 @@ class SQLAuditLog:
                 return None
             rows = _unseen(connection, expected.shard, events)
             if rows:
-                connection.execute(insert(event), [event_row(one) for one in rows])
+                insert_rows(connection, event, map(event_row, rows))
                 entries, tasks = fold(rows, _known_runs(connection, rows))
-                _merge(connection, entry, entries)
-                _merge(connection, task, tasks)
+                merge_rows(connection, entry, entries)
+                merge_rows(connection, task, tasks)
             return list(_endings(connection, events))
 
     def close(self) -> None:
@@ -172,13 +169,13 @@ def _advance(
     if not moved and before == "0":
         # perhaps the shard has no row yet; an insert could not say whether it did anything
         none = {"shard": shard, "epoch": -1, "last_id": "0", "at_ms": 0}
-        connection.execute(_insert_new(connection, cursor), none)
+        insert_absent(connection, cursor, none)
         moved = connection.execute(move).rowcount
     if not moved:
         return False
     if before == "0":
         seen = {"shard": shard, "epoch": now, "first_ms": events[0].at_ms if events else now}
-        connection.execute(_insert_new(connection, epoch), seen)
+        insert_absent(connection, epoch, seen)
     return True
 
 
@@ -239,38 +236,3 @@ def _endings(connection: Connection, events: Iterable[Event]) -> Iterator[Ending
 def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(values), _IN_LIMIT):
         yield values[start : start + _IN_LIMIT]
-
-
-def _merge(connection: Connection, table: Table, rows: Iterable[Row]) -> None:
-    shapes: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        shapes.setdefault(tuple(row), []).append(row)
-    for names, alike in shapes.items():
-        connection.execute(_upsert(connection.dialect.name, table, names), alike)
-
-
-@lru_cache
-def _upsert(dialect: str, table: Table, names: tuple[str, ...]) -> Insert:
-    if dialect in ("mysql", "mariadb"):
-        into = mysql.insert(table)
-        return into.on_duplicate_key_update(
-            merging(table, {name: into.inserted[name] for name in names})
-        )
-    module: Any = postgresql if dialect == "postgresql" else sqlite
-    into = module.insert(table)
-    upsert: Insert = into.on_conflict_do_update(
-        index_elements=list(table.primary_key),
-        set_=dict(merging(table, {name: into.excluded[name] for name in names})),
-    )
-    return upsert
-
-
-def _insert_new(connection: Connection, table: Table) -> Insert:
-    """An insert that leaves a row with the same key as it is."""
-    name = connection.dialect.name
-    if name in ("mysql", "mariadb"):
-        # all columns are short numbers and ids: IGNORE can hide nothing but the duplicate
-        return insert(table).prefix_with("IGNORE")
-    dialect: Any = postgresql if name == "postgresql" else sqlite
-    inserting: Insert = dialect.insert(table).on_conflict_do_nothing()
-    return inserting

@@ -21,6 +21,7 @@ from sqlalchemy import text
 from celery_delay.audit.database import Database
 from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.queries import AuditQueries
+from celery_delay.embedded import die_with_parent
 from celery_delay.entries import EntryId, Event
 from celery_delay.exceptions import AuditUnavailable, SchemaOutdated
 from celery_delay.ports import Ending, JournalPosition
@@ -660,7 +661,7 @@ _DRAIN = """
 def drainer(url: str, tasks: int) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(_DRAIN), url, str(tasks)],
+        die_with_parent([sys.executable, "-c", textwrap.dedent(_DRAIN), url, str(tasks)]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

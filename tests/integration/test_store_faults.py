@@ -359,7 +359,7 @@ def test_a_producer_that_stalls_past_its_window_is_refused(
 def test_a_producer_that_stalls_before_its_first_attempt_draws_anew(
     redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = shard(redis_server.url, add_window=0.5)
+    store = shard(redis_server.url, add_window=0.5, redis_timeout=0.25)
     lead(store)
     attempts = []
     send = store._try

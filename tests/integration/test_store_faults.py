@@ -341,7 +341,7 @@ def test_a_producer_that_stalls_past_its_window_is_refused(
     redis_server: EmbeddedRedis, proxy: FaultyProxy
 ) -> None:
     # Given an add that was stored, but whose answer was lost, and a producer that freezes
-    store = shard(proxy.url, add_window=0.5, clock=_Stalls())
+    store = shard(proxy.url, add_window=0.5, redis_timeout=0.25, clock=_Stalls())
     lead(store)
     store.add([addition("warm-up", HOUR)])
     proxy.fail("drop-reply")

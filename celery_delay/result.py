@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
-from celery import states as celery_states
 from celery.result import AsyncResult, EagerResult
 
 from celery_delay.clock import from_ms
 from celery_delay.entries import EntryId, StoredEntry
 from celery_delay.ports import Added
-from celery_delay.states import CancelOutcome, State
+from celery_delay.states import CancelOutcome, State, seen_by_backend
 
 __all__ = ["DelayedResult", "EagerDelayedResult"]
 
@@ -27,17 +25,6 @@ class Delayer(Protocol):
     def cancel(
         self, task_id: str, *, run: int = 0, eta_ms: int | None = None, reason: str | None = None
     ) -> CancelOutcome: ...
-
-
-#: What the result backend says of a task that has left the store.
-_SEEN: Mapping[str, State] = {
-    celery_states.STARTED: State.STARTED,
-    celery_states.SUCCESS: State.SUCCEEDED,
-    celery_states.FAILURE: State.FAILED,
-    celery_states.RETRY: State.RETRIED,
-    celery_states.REVOKED: State.REVOKED,
-    celery_states.REJECTED: State.REJECTED,
-}
 
 
 class DelayedResult(AsyncResult):
@@ -93,7 +80,7 @@ class DelayedResult(AsyncResult):
         """
         if self._delayed.get(self.id) is not None:
             return State.SCHEDULED
-        seen = _SEEN.get(self.state)
+        seen = seen_by_backend(self.state)
         if seen is None and self._eta_ms is not None and self._delayed.now_ms() >= self._eta_ms:
             return State.DISPATCHED
         return seen
@@ -135,7 +122,7 @@ class EagerDelayedResult(EagerResult):
     @property
     def delay_state(self) -> State | None:
         """SUCCEEDED, FAILED, …: never anything before that."""
-        return _SEEN.get(self.state)
+        return seen_by_backend(self.state)
 
     def cancel(self, reason: str | None = None) -> CancelOutcome:
         """Always TOO_LATE."""

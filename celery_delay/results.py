@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from celery import states as celery_states
@@ -12,21 +11,11 @@ from celery.backends.base import DisabledBackend
 from celery.canvas import Signature
 
 from celery_delay.ports import Ending
-from celery_delay.states import State
+from celery_delay.states import State, seen_by_backend
 
 __all__ = ["ResultBackend"]
 
 logger = logging.getLogger(__name__)
-
-_SEEN: Mapping[str, State] = {
-    celery_states.RECEIVED: State.DISPATCHED,
-    celery_states.STARTED: State.STARTED,
-    celery_states.SUCCESS: State.SUCCEEDED,
-    celery_states.FAILURE: State.FAILED,
-    celery_states.RETRY: State.RETRIED,
-    celery_states.REVOKED: State.REVOKED,
-    celery_states.REJECTED: State.REJECTED,
-}
 
 
 class ResultBackend:
@@ -40,7 +29,7 @@ class ResultBackend:
         if self._disabled:
             return None
         try:
-            return _SEEN.get(self._app.backend.get_state(task_id))
+            return seen_by_backend(self._app.backend.get_state(task_id))
         except Exception:
             logger.debug("no state of %s from the result backend", task_id, exc_info=True)
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["LEGAL", "CancelOutcome", "State"]
+__all__ = ["LEGAL", "CancelOutcome", "State", "seen_by_backend"]
 
 
 class State(str, Enum):
@@ -118,3 +118,19 @@ class CancelOutcome(str, Enum):
 
     def __bool__(self) -> bool:
         return self is CancelOutcome.CANCELLED
+
+
+_BACKEND = {
+    "RECEIVED": State.DISPATCHED,
+    "STARTED": State.STARTED,
+    "SUCCESS": State.SUCCEEDED,
+    "FAILURE": State.FAILED,
+    "RETRY": State.RETRIED,
+    "REVOKED": State.REVOKED,
+    "REJECTED": State.REJECTED,
+}
+
+
+def seen_by_backend(name: str) -> State | None:
+    """The state that Celery's result backend calls *name*; ``None`` if it knows nothing."""
+    return _BACKEND.get(name)

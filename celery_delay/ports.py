@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from celery_delay.entries import Addition, EntryId, Event, StoredEntry
+from celery_delay.exceptions import DelayError
 from celery_delay.states import CancelOutcome, State
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "DispatchStore",
     "JournalPosition",
     "JournalStore",
+    "Leaderless",
     "Lease",
     "LeaseRecord",
     "Moved",
@@ -39,6 +41,13 @@ class StaleEpoch(Exception):
     """This Redis history has no name yet, or another than the caller knows.
 
     Nothing was moved.  The leader names it with ``begin_epoch``; the others wait.
+    """
+
+
+class Leaderless(DelayError):
+    """No beat has led for ``delay_leader_grace``, and the caller did not want to store then.
+
+    Certainly nothing was stored.
     """
 
 

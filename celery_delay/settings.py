@@ -155,6 +155,12 @@ class Settings:
         _seconds(0.05, 30.0),
         """Time-out of connecting to Redis and of one command.""",
     )
+    leader_grace: float = _setting(
+        30.0,
+        _seconds(1.0, 86_400.0),
+        """When no beat has led for so long, a call that schedules takes it that none runs: see
+        ``delay_without_leader``.  It must outlast a restart of your beats.""",
+    )
     batch_size: int = _setting(
         300,
         _count(1, 1_000),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -20,9 +21,10 @@ from celery_delay.exceptions import (
     OutcomeUnknown,
     StoreUnavailable,
 )
-from celery_delay.ports import Added, Cancelled
+from celery_delay.ports import Added, Cancelled, Leaderless
 from celery_delay.states import CancelOutcome
 from celery_delay.store.connection import AnswerLost
+from celery_delay.store.heartbeat import Heartbeat
 from celery_delay.store.records import decode
 from celery_delay.store.shard import Shard
 
@@ -41,13 +43,22 @@ REDRAWS = 3
 class Additions(Shard):
     """Adding and cancelling."""
 
-    def add(self, additions: Sequence[Addition]) -> list[Added]:
+    @cached_property
+    def heartbeat(self) -> Heartbeat:
+        """What the answers say of the leader."""
+        return Heartbeat(self.keys.shard, self._settings.leader_grace)
+
+    def add(self, additions: Sequence[Addition], *, needs_leader: bool = False) -> list[Added]:
         """Store *additions*, all or none, at most :data:`ADD_LIMIT` of them.
 
         An addition with run 0 gets its run here, once; a lost answer is followed by repeats
         with the same identities until ``delay_add_window`` has passed.
 
+        Arguments:
+            needs_leader: store nothing when no beat has led for ``delay_leader_grace``.
+
         Raises:
+            Leaderless: *needs_leader*, and no beat leads; nothing was stored.
             StoreUnavailable: nothing was stored.
             ValueError: a task id has a line break or a tab; nothing was stored.
             AlreadyScheduled: one task id has a live entry; nothing was stored.
@@ -59,7 +70,8 @@ class Additions(Shard):
         attempt, redraws = self._draw(additions), 0
         give_up = self._clock.boot() + self._settings.add_window
         while True:
-            answer = self._try(attempt)
+            # what an earlier attempt may have stored is better stored than in doubt
+            answer = self._try(attempt, needs_leader and not attempt.unknown)
             if answer is None:
                 if self._clock.boot() >= give_up:
                     raise OutcomeUnknown(attempt.drawn[0].entry_id, attempt.unknown)
@@ -68,9 +80,10 @@ class Additions(Shard):
             status = answer[0].decode()
             if status == "OK":
                 codes = answer[2].decode()
+                self.heartbeat.seen(int(answer[3]))
                 return [
                     Added(one.entry_id, code, int(due))
-                    for one, code, due in zip(attempt.drawn, codes, answer[3:], strict=True)
+                    for one, code, due in zip(attempt.drawn, codes, answer[4:], strict=True)
                 ]
             if status == "TEMPLATE":
                 attempt.offer(answer[2:])
@@ -79,6 +92,8 @@ class Additions(Shard):
             elif attempt.unknown:
                 # this attempt wrote nothing, but an earlier one may have, or may still arrive
                 raise OutcomeUnknown(attempt.drawn[0].entry_id, attempt.unknown)
+            elif status == "LEADERLESS":
+                raise Leaderless("no beat leads, so nobody would hand the task off")
             elif status == "CONFLICT":
                 raise AlreadyScheduled(answer[2].decode())
             elif status == "FULL":
@@ -148,7 +163,7 @@ class Additions(Shard):
         ]
         return _Attempt(drawn, now + self._settings.window_ms)
 
-    def _try(self, attempt: _Attempt) -> Any:
+    def _try(self, attempt: _Attempt, needs_leader: bool) -> Any:
         """The script's answer; ``None`` if it was lost, or once one was and Redis is away."""
         try:
             return self._call(
@@ -161,6 +176,7 @@ class Additions(Shard):
                     "refuse_when_full": int(self._settings.journal_full == "refuse"),
                     "template_cap": TEMPLATE_CAP,
                     "template_count": len(attempt.offered),
+                    "leader_grace": self.heartbeat.grace_ms if needs_leader else 0,
                 },
                 attempt.rest(),
             )

@@ -81,7 +81,7 @@ class ShardKeys:
 
     @property
     def mark(self) -> str:
-        """hash: run_id and epoch of this Redis history, progress (ms) of the leader, gap."""
+        """hash: run_id and epoch of this Redis history, gap, and of the leader: progress, alive (ms)."""
         return self._key("mark")
 
     @property

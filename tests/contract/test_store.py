@@ -18,7 +18,7 @@ import redis
 from celery_delay.embedded import EmbeddedRedis
 from celery_delay.entries import EntryId, template_id
 from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
-from celery_delay.ports import JournalPosition, StaleEpoch, Transition
+from celery_delay.ports import JournalPosition, Leaderless, StaleEpoch, Transition
 from celery_delay.states import CancelOutcome, State
 from celery_delay.store import additions as additions_module
 from tests.shards import FaultyLinks, SetClock, addition, lead, run, shape, shard, to_links
@@ -168,7 +168,10 @@ def test_an_add_that_arrives_after_its_deadline_writes_nothing(bench: Bench) -> 
 
 
 def _add(bench: Bench, *rest: object, **values: object) -> Any:
-    options = {"window": WINDOW, "refuse_when_full": 0, "template_cap": 10, "template_count": 0}
+    options = {
+        "window": WINDOW, "refuse_when_full": 0, "template_cap": 10, "template_count": 0,
+        "leader_grace": 0,
+    }  # fmt: skip
     return bench.script("add", *rest, **{**options, **values})
 
 
@@ -315,6 +318,66 @@ def test_a_template_is_asked_for_once(bench: Bench) -> None:
     assert sent == [b"OK", b"TEMPLATE", b"OK"]
     uses = bench.raw.hgetall(bench.keys.template_uses)
     assert uses == {template_id(shape()): "2", template_id(other): "2"}
+
+
+@pytest.mark.parametrize("alive", [None, NOW - 5_001, NOW + 5_001])
+@answers("add", "LEADERLESS now")
+def test_an_add_that_needs_a_leader_writes_nothing_without_one(
+    make: Callable[..., Bench], alive: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a leader that was never seen, or last long ago, or before the clock was set back
+    bench = make(leader_grace=5.0)
+    bench.raw.hdel(bench.keys.mark, "alive")
+    if alive is not None:
+        bench.raw.hset(bench.keys.mark, "alive", alive)
+
+    with pytest.raises(Leaderless):
+        bench.store.add([addition("a", 1_000)], needs_leader=True)
+
+    # Then nothing was written, but what needs none is stored, with one warning
+    assert bench.store.sizes() == {**bench.store.sizes(), "pending": 0, "templates": 0}
+    for one in ("b", "c"):
+        bench.store.add([addition(one, 1_000)])
+    assert [record.event for record in caplog.records] == ["no_leader"]
+
+
+def test_a_leader_is_seen_until_its_grace_is_over(
+    make: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make(leader_grace=5.0)
+    bench.script("elect", holder="me", seen_term=0, seen_seq=0, may_take=0)
+    bench.now += 5_000
+
+    [added] = bench.store.add([addition("a", 1_000)], needs_leader=True)
+
+    assert added.code == "A"
+    assert caplog.records == []
+    bench.now += 1
+    bench.store.add([addition("b", 1_000)])
+    # and each time that the leader is away again is told
+    bench.script("elect", holder="me", seen_term=0, seen_seq=0, may_take=0)
+    bench.store.add([addition("c", 1_000)])
+    bench.now += 6_000
+    bench.store.add([addition("d", 1_000)])
+    assert [record.event for record in caplog.records] == ["no_leader"] * 2
+
+
+def test_only_the_holder_of_the_lease_is_a_sign_of_life(bench: Bench) -> None:
+    bench.raw.hdel(bench.keys.mark, "alive")
+
+    bench.script("elect", holder="you", seen_term=0, seen_seq=0, may_take=0)
+
+    assert bench.raw.hget(bench.keys.mark, "alive") is None
+
+
+def test_an_add_in_doubt_is_stored_without_a_leader(bench: Bench) -> None:
+    # Given a first attempt whose request is lost, so that it may yet arrive
+    bench.raw.hdel(bench.keys.mark, "alive")
+    bench.links.plan = ["request"]
+
+    [added] = bench.store.add([addition("a", 1_000)], needs_leader=True)
+
+    assert added.code == "A"
 
 
 @answers("add", "INLINE now")

@@ -140,7 +140,7 @@ class Model:
         scheduled, refused = [], []
         codes = answer[2].decode()
         for (task_id, entry, line), may, code, due in zip(
-            new, allowed, codes, answer[3:], strict=True
+            new, allowed, codes, answer[4:], strict=True
         ):
             assert code in may, (task_id, code, may)
             if code == "D":

@@ -1,12 +1,14 @@
 --- Store entries, all of them or none; safe to repeat until their deadline.
 -- @include clock journal tombstones records
 -- KEYS: mark schedule entries blocked templates template_uses journal tombstones_even tombstones_odd wake
--- ARGV: now:int:ms window:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates rest:*
+-- ARGV: now:int:ms window:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates leader_grace:int:ms rest:*
+--   leader_grace  nothing is added when the leader's last sign of life is older; 0 for any age
 --   rest = template_count x (id, text), then per entry
 --          (task id, due: "@" instant or "+" delay in ms, record, story as JSON)
--- RETURNS: LATE now | FULL now | CONFLICT now task_id | TEMPLATE now id… | INLINE now
---   | OK now codes due_ms…   one code and one due instant per entry:
+-- RETURNS: LATE now | LEADERLESS now | FULL now | CONFLICT now task_id | TEMPLATE now id… | INLINE now
+--   | OK now codes leader_age_ms due_ms…   one code and one due instant per entry:
 --   A added, D a repeat of a live entry, G gone (handed off already), C cancelled before it came
+--   leader_age_ms is -1 when no leader has ever been seen
 
 now = time_ms(now)
 -- the delay of a countdown starts at the end of the current millisecond: never early
@@ -79,6 +81,12 @@ for i, entry in ipairs(entries_given) do
       wanted[template] = (wanted[template] or 0) + 1
     end
   end
+end
+-- also a sign of life from the future is none: the clock was set back since
+local alive = tonumber(redis.call('HGET', mark, 'alive') or -1)
+local leader_age = alive < 0 and -1 or math.abs(now - alive)
+if adds and leader_grace > 0 and (leader_age < 0 or leader_age > leader_grace) then
+  return { 'LEADERLESS', text(now) }
 end
 if adds and refuse_when_full == 1 and journal_is_full() then
   return { 'FULL', text(now) }
@@ -161,4 +169,4 @@ if earliest < (tonumber(head[2]) or math.huge) then
   redis.call('LPUSH', wake, '1')
   redis.call('LTRIM', wake, 0, 0)
 end
-return { 'OK', text(now), table.concat(codes), unpack(dues) }
+return { 'OK', text(now), table.concat(codes), text(leader_age), unpack(dues) }

@@ -19,6 +19,10 @@ elseif owner == '' or (may_take == 1 and term == seen_term and seq == seen_seq) 
   owner, term, seq = holder, math.max(term, seen_term) + 1, seq + 1
   redis.call('HSET', lease, 'holder', holder, 'term', text(term), 'seq', text(seq))
 end
+if owner == holder then
+  -- whoever stores an entry can see in the same step that somebody will hand it off
+  redis.call('HSET', mark, 'alive', text(now))
+end
 local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
 return { owner, text(term), text(seq), text(now), head[2] or '-1',
   redis.call('HGET', mark, 'progress') or '0' }

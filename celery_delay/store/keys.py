@@ -81,7 +81,7 @@ class ShardKeys:
 
     @property
     def mark(self) -> str:
-        """hash: run_id and epoch of this Redis history, gap, and of the leader: progress, alive (ms)."""
+        """hash: run_id, epoch, gap; of the leader: progress and alive (instants in ms)."""
         return self._key("mark")
 
     @property

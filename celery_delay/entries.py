@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 __all__ = [
     "CODEC",
     "GAP",
+    "PUBLISHED",
     "Addition",
+    "Claimed",
     "Due",
     "EntryId",
     "Event",
@@ -39,6 +41,8 @@ CODEC = "1"
 
 #: State of the event that tells of events that the journal could not take or keep.
 GAP = "GAP"
+#: In place of a queue's DB number: no move reaches it, so a beat publishes the message.
+PUBLISHED = -1
 #: How much of an unreadable journal line the audit is told.
 _LONGEST_UNREADABLE = 200
 
@@ -74,8 +78,9 @@ class Template:
     """The literal part of a shape of messages, and where they go.
 
     Attributes:
-        database: number of the Redis DB in which the queue lives.
-        queue: the list's key, with the broker's prefix and the priority's suffix.
+        database: number of the Redis DB in which the queue lives, or :data:`PUBLISHED`.
+        queue: the list's key, with the broker's prefix and the priority's suffix; the queue's
+            name, or the routing key, where a beat publishes.
         expires_ms: time to live of the queue's lists (``x-expires``); 0 for none.
         expiring: the keys that this time to live is set on.
         body: the envelope's JSON text, with slots.
@@ -117,8 +122,13 @@ class Template:
 
 
 def template_id(text: str) -> str:
-    """Content address of an encoded template."""
-    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
+    """Content address of an encoded template.
+
+    A ``p`` before it tells the scripts that a beat publishes these messages.
+    """
+    published = text.startswith(f"{CODEC}{_LINE}{PUBLISHED}{_LINE}")
+    digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
+    return f"p{digest}" if published else digest
 
 
 class Record(NamedTuple):
@@ -227,6 +237,20 @@ class StoredEntry(NamedTuple):
             return None
         chord: Mapping[str, Any] | None = embed.get("chord")
         return chord
+
+
+class Claimed(NamedTuple):
+    """An entry that a beat has taken out to publish it.
+
+    ``attempt`` counts the claims before this one that ended without anybody's word: the
+    message may be on its queue already.  ``envelope`` as in :class:`StoredEntry`.
+    """
+
+    entry_id: EntryId
+    version: int
+    eta_ms: int
+    attempt: int
+    envelope: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,10 @@ class Transition(NamedTuple):
 
 
 class LeaseRecord(NamedTuple):
-    """The lease as one election call saw it.  ``head_due_ms`` is ``None`` if nothing waits."""
+    """The lease as one election call saw it.
+
+    ``head_due_ms`` is ``None`` if nothing waits; ``progress_ms`` is when the leader last looked.
+    """
 
     holder: str
     term: int
@@ -110,6 +113,9 @@ class LeaseRecord(NamedTuple):
     now_ms: int
     head_due_ms: int | None
     progress_ms: int
+    #: The same two for what is published instead of moved.
+    outbound_due_ms: int | None = None
+    published_ms: int = 0
 
 
 class Term(NamedTuple):
@@ -143,6 +149,10 @@ class DispatchStore(Protocol):
     """What the dispatcher needs of a shard."""
 
     def move(self, *, hold_ms: int = 0, steal_ms: int = 0, latest_ms: int = 0) -> Moved: ...
+
+    def has_epoch(self) -> bool:
+        """Whether this Redis history has a name."""
+        ...
 
     def begin_epoch(self, *, term: int, known_epoch: int) -> tuple[int, str] | None: ...
 

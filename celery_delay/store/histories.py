@@ -64,11 +64,13 @@ class Histories(Shard):
             return []
         ids = [one.task_id for one in mine]
         live = self._read("HMGET", self.keys.entries, *ids)
-        parked = self._read("HMGET", self.keys.quarantine, *ids)
+        elsewhere = [
+            self._read("HMGET", key, *ids) for key in (self.keys.quarantine, self.keys.claimed)
+        ]
         return [
             one
-            for one, record, aside in zip(mine, live, parked, strict=True)
-            if aside is None and (record is None or _run(record) != one.run)
+            for one, record, *others in zip(mine, live, *elsewhere, strict=True)
+            if not any(others) and (record is None or _run(record) != one.run)
         ]
 
 

@@ -36,8 +36,28 @@ class ShardKeys:
 
     @property
     def schedule(self) -> str:
-        """zset: task id → eta in ms."""
+        """zset: task id → eta in ms, of entries that the move hands to their queue."""
         return self._key("schedule")
+
+    @property
+    def outbound(self) -> str:
+        """zset: task id → eta in ms, of entries that a beat publishes to their queue."""
+        return self._key("outbound")
+
+    @property
+    def claims(self) -> str:
+        """zset: task id → instant in ms at which its claim ends, of entries being published."""
+        return self._key("claims")
+
+    @property
+    def claimed(self) -> str:
+        """hash: task id → token, attempt, eta in ms and record; see ``lua/include/claims.lua``."""
+        return self._key("claimed")
+
+    @property
+    def attempts(self) -> str:
+        """hash: task id → how often its claim has ended without anybody's word."""
+        return self._key("attempts")
 
     @property
     def entries(self) -> str:

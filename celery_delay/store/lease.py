@@ -38,15 +38,18 @@ class RedisLease:
                 "may_take": int(may_take and seen is not None),
             },
         )
-        holder, term, seq, now, head, progress = answer
-        head_ms = int(float(head))
+        holder, term, seq, now, *heads = answer
+        due = [None if float(one) < 0 else int(float(one)) for one in heads[::2]]
+        progress = [int(one) for one in heads[1::2]]
         return LeaseRecord(
             holder.decode(),
             int(term),
             int(seq),
             int(now),
-            None if head_ms < 0 else head_ms,
-            int(progress),
+            due[0],
+            progress[0],
+            due[1],
+            progress[1],
         )
 
     def release(self, term: int) -> bool:

@@ -75,6 +75,11 @@ class Moves(Shard):
                 answer[8].decode(),
             )
 
+    def has_epoch(self) -> bool:
+        """Whether this Redis history has a name; only in one is anything moved."""
+        with self._link() as link:
+            return self._epoch(link) is not None
+
     def merge_back(self, *, term: int) -> int:
         """Return blocked entries to the schedule; how many, at most a batch."""
         with self._link() as link:

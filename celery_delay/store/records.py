@@ -24,7 +24,7 @@ class Records(Shard):
     ) -> list[StoredEntry]:
         """Live entries with ``after_ms <= eta <= before_ms``, the earliest first."""
         found: list[tuple[float, bytes]] = []
-        for key in (self.keys.schedule, self.keys.blocked):
+        for key in self._waiting_keys:
             bounds = (after_ms, before_ms, "BYSCORE", "LIMIT", 0, offset + limit, "WITHSCORES")
             pairs = self._read("ZRANGE", key, *bounds)
             found += zip(map(float, pairs[1::2]), pairs[::2], strict=True)
@@ -34,14 +34,20 @@ class Records(Shard):
     def count(self, *, after_ms: int, before_ms: int) -> int:
         """How many live entries have ``after_ms <= eta <= before_ms``."""
         return sum(
-            int(self._read("ZCOUNT", key, after_ms, before_ms))
-            for key in (self.keys.schedule, self.keys.blocked)
+            int(self._read("ZCOUNT", key, after_ms, before_ms)) for key in self._waiting_keys
         )
 
+    @property
+    def _waiting_keys(self) -> tuple[str, ...]:
+        return (self.keys.schedule, self.keys.outbound, self.keys.blocked)
+
     def sizes(self) -> dict[str, int]:
-        """Numbers of what the shard holds: pending, blocked, quarantined, journal, templates."""
+        """Numbers of what the shard holds: pending, claimed, blocked, quarantined, …"""
         return {
-            "pending": self._read("ZCARD", self.keys.schedule),
+            "pending": sum(
+                self._read("ZCARD", key) for key in (self.keys.schedule, self.keys.outbound)
+            ),
+            "claimed": self._read("ZCARD", self.keys.claims),
             "blocked": self._read("ZCARD", self.keys.blocked),
             "quarantined": self._read("HLEN", self.keys.quarantine),
             "journal": self._read("XLEN", self.keys.journal),
@@ -61,11 +67,11 @@ class Records(Shard):
         if not task_ids:
             return
         records = self._read("HMGET", self.keys.entries, *task_ids)
-        dues = self._read("ZMSCORE", self.keys.schedule, *task_ids)
-        asides = self._read("ZMSCORE", self.keys.blocked, *task_ids)
+        scores = [self._read("ZMSCORE", key, *task_ids) for key in self._waiting_keys]
         texts: dict[str, bytes] = {}
-        for task_id, record, due, aside in zip(task_ids, records, dues, asides, strict=True):
-            if record is None or (due is None and aside is None):
+        for task_id, record, *found in zip(task_ids, records, *scores, strict=True):
+            due = next((one for one in found if one is not None), None)
+            if record is None or due is None:
                 continue
             try:
                 name = Record.decode(record.decode()).template
@@ -73,7 +79,7 @@ class Records(Shard):
                 continue
             if name not in texts:
                 texts[name] = self._read("HGET", self.keys.templates, name) or b""
-            entry = decode(task_id, int(float(aside if due is None else due)), record, texts[name])
+            entry = decode(task_id, int(float(due)), record, texts[name])
             if entry is not None:
                 yield entry
 

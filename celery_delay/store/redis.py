@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from celery_delay.store.additions import Additions
+from celery_delay.store.claims import Claiming
 from celery_delay.store.firing import Firing
 from celery_delay.store.histories import Histories
 from celery_delay.store.journal import Journal
@@ -12,7 +13,7 @@ from celery_delay.store.records import Records
 __all__ = ["RedisStore"]
 
 
-class RedisStore(Additions, Records, Moves, Histories, Firing, Journal):
+class RedisStore(Additions, Records, Moves, Claiming, Histories, Firing, Journal):
     """All that can be done with a shard; see the modules that it is made of.
 
     Safe for threads; every public method may raise StoreUnavailable.

@@ -1,6 +1,6 @@
 --- Store entries, all of them or none; safe to repeat until their deadline.
--- @include clock journal tombstones records
--- KEYS: mark schedule entries blocked templates template_uses journal tombstones_even tombstones_odd wake
+-- @include clock journal tombstones records ways claims
+-- KEYS: mark schedule outbound entries blocked claims claimed attempts templates template_uses journal tombstones_even tombstones_odd wake
 -- ARGV: now:int:ms window:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates leader_grace:int:ms rest:*
 --   leader_grace  nothing is added when the leader's last sign of life is older; 0 for any age
 --   rest = template_count x (id, text), then per entry
@@ -51,7 +51,9 @@ for i, entry in ipairs(entries_given) do
   entry.code = 'A'
   local _, refused_run = cancelled(entry.id)
   local score = live[i]
-    and (redis.call('ZSCORE', schedule, entry.id) or redis.call('ZSCORE', blocked, entry.id))
+    and (eta_of(entry.id) or redis.call('ZSCORE', blocked, entry.id))
+  local _, _, eta_before, record_before = read_claim(entry.id)
+  local _, _, run_before = read_head(record_before or '')
   if score then
     local _, digest, run, version, _, _, payload = read_head(live[i])
     -- two calls with one task id may fall into the same millisecond: a repeat is the same text
@@ -65,7 +67,12 @@ for i, entry in ipairs(entries_given) do
     elseif is_whole(payload, digest) then
       entry.replaced = payload
     end
-  elseif gone(entry.id, text(entry.run)) >= entry.version then
+  elseif run_before and tonumber(run_before) < entry.run and not entry.drawn then
+    -- this message comes from inside the run before it: which has been published, then
+    entry.before = { eta_before, record_before }
+  elseif run_before and tonumber(run_before) ~= entry.run then
+    return { 'CONFLICT', text(now), entry.id }
+  elseif run_before or gone(entry.id, text(entry.run)) >= entry.version then
     entry.code = 'G'
   elseif entry.run <= refused_run then
     entry.code = 'C'
@@ -122,9 +129,13 @@ end
 for id, count in pairs(wanted) do
   redis.call('HINCRBY', template_uses, id, count)
 end
-local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
-local earliest = math.huge
-local codes, dues, scores, records, scheduled, refused = {}, {}, {}, {}, {}, {}
+local heads = {}
+for _, way in ipairs({ schedule, outbound }) do
+  heads[way] = tonumber(redis.call('ZRANGE', way, 0, 0, 'WITHSCORES')[2]) or math.huge
+end
+local is_earlier = false
+local codes, dues, records, scheduled, refused, published = {}, {}, {}, {}, {}, {}
+local scores = { [schedule] = {}, [outbound] = {} }
 for i, entry in ipairs(entries_given) do
   codes[i] = entry.code
   dues[i] = text(entry.due)
@@ -137,12 +148,17 @@ for i, entry in ipairs(entries_given) do
     if entry.replaced then
       release_template(entry.replaced)
     end
-    scores[#scores + 1] = text(entry.due)
-    scores[#scores + 1] = entry.id
+    if entry.before then
+      published[#published + 1] = handed_off(entry.id, unpack(entry.before))
+    end
+    local way = schedule_of(entry.payload)
+    local pairs_of_way = scores[way]
+    pairs_of_way[#pairs_of_way + 1] = text(entry.due)
+    pairs_of_way[#pairs_of_way + 1] = entry.id
+    is_earlier = is_earlier or entry.due < heads[way]
     records[#records + 1] = entry.id
     records[#records + 1] = entry.record
     scheduled[#scheduled + 1] = line
-    earliest = math.min(earliest, entry.due)
   elseif entry.code == 'C' then
     local told = 'r/' .. entry.id .. '/' .. text(entry.run)
     if #buried(told) == 0 then
@@ -155,16 +171,21 @@ for i, entry in ipairs(entries_given) do
     end
   end
 end
-if #scores > 0 then
-  redis.call('ZADD', schedule, unpack(scores))
+for way, pairs_of_way in pairs(scores) do
+  if #pairs_of_way > 0 then
+    redis.call('ZADD', way, unpack(pairs_of_way))
+  end
+end
+if #records > 0 then
   redis.call('HSET', entries, unpack(records))
 end
+write_journal('DISPATCHED', published)
 write_journal('SCHEDULED', scheduled)
 if #refused > 0 then
   write_journal('SCHEDULED', refused)
   write_journal('CANCELLED', refused)
 end
-if earliest < (tonumber(head[2]) or math.huge) then
+if is_earlier then
   -- a list of at most one token: kept until the leader looks, taken by one taker
   redis.call('LPUSH', wake, '1')
   redis.call('LTRIM', wake, 0, 0)

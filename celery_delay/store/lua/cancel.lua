@@ -1,7 +1,7 @@
 --- Take an entry out, or make sure that it cannot come any more.
--- @include clock journal tombstones records
+-- @include clock journal tombstones records ways
 -- @allow-oom
--- KEYS: mark schedule entries blocked quarantine templates template_uses journal tombstones_even tombstones_odd
+-- KEYS: mark schedule outbound entries blocked claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int deadline:int:ms task_id:str run:int data:str
 --   epoch     0: any
 --   deadline  until when this call may be repeated; an attempt that arrives later does nothing
@@ -20,7 +20,7 @@ end
 local found, refused_before = cancelled(task_id)
 local refused = math.max(now, run, refused_before)
 local record = redis.call('HGET', entries, task_id)
-local due = redis.call('ZSCORE', schedule, task_id) or redis.call('ZSCORE', blocked, task_id)
+local due = eta_of(task_id) or redis.call('ZSCORE', blocked, task_id)
 local parked = not record and not due and redis.call('HGET', quarantine, task_id)
 if parked then
   local _
@@ -30,8 +30,10 @@ if record or due then
   record = record or ''
   local _, digest, live_run, version, _, _, payload = read_head(record)
   redis.call('ZREM', schedule, task_id)
+  redis.call('ZREM', outbound, task_id)
   redis.call('ZREM', blocked, task_id)
   redis.call('HDEL', entries, task_id)
+  redis.call('HDEL', attempts, task_id)
   if parked then
     redis.call('HDEL', quarantine, task_id)
   end
@@ -51,7 +53,8 @@ if record or due then
     .. '\t' .. due .. '\t' .. data })
   return { 'CANCELLED', text(now), live_run or '0', record, stored or '', due }
 end
-if run > 0 and gone(task_id, text(run)) >= 0 then
+-- a beat is publishing it: it may be on its queue already
+if redis.call('HEXISTS', claimed, task_id) == 1 or (run > 0 and gone(task_id, text(run)) >= 0) then
   return { 'TOO_LATE', text(now) }
 end
 bury('c/' .. task_id, (found or 'N') .. ' ' .. text(refused))

@@ -1,10 +1,11 @@
 --- One step of the election: renew, take over, or look; always tells where things stand.
 -- @include clock
 -- @allow-oom
--- KEYS: mark lease schedule
+-- KEYS: mark lease schedule outbound
 -- ARGV: now:int:ms holder:str seen_term:int seen_seq:int may_take:int:flag
 --   may_take: the caller has seen (seen_term, seen_seq) unchanged for a whole lease
--- RETURNS: holder term seq now head_due_ms progress_ms   head_due_ms is -1 when nothing waits
+-- RETURNS: holder term seq now, then for what is moved and for what is published:
+--   head_due_ms progress_ms   head_due_ms is -1 when nothing waits
 
 now = time_ms(now)
 local lease_now = redis.call('HMGET', lease, 'holder', 'term', 'seq')
@@ -24,5 +25,7 @@ if owner == holder then
   redis.call('HSET', mark, 'alive', text(now))
 end
 local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
-return { owner, text(term), text(seq), text(now), head[2] or '-1',
-  redis.call('HGET', mark, 'progress') or '0' }
+local head_out = redis.call('ZRANGE', outbound, 0, 0, 'WITHSCORES')
+local progress = redis.call('HMGET', mark, 'progress', 'published')
+return { owner, text(term), text(seq), text(now), head[2] or '-1', progress[1] or '0',
+  head_out[2] or '-1', progress[2] or '0' }

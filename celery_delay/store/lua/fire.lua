@@ -1,7 +1,7 @@
 --- Fire one occurrence: advance the schedule's cursor and add its entry, in one step.
--- @include clock journal records
+-- @include clock journal records ways
 -- @allow-oom
--- KEYS: mark lease schedules occurrences schedule entries templates template_uses journal wake
+-- KEYS: mark lease schedules occurrences schedule outbound entries claimed templates template_uses journal wake
 -- ARGV: now:int:ms journal_max:int:events epoch:int term:int name:str expected:int:ms cursor:int:ms next:int:ms rest:*
 --   next  the occurrence after this one; -1 for none
 --   rest = nothing (only advance), or (task id, due: "@" instant or "+" delay in ms, record,
@@ -20,7 +20,8 @@ if tonumber(redis.call('ZSCORE', occurrences, name) or -1) ~= expected then
 end
 now = time_ms(now)
 local id, due, record, story, template, body = unpack(rest)
-local is_live = id and redis.call('HEXISTS', entries, id) == 1
+local is_live = id
+  and (redis.call('HEXISTS', entries, id) == 1 or redis.call('HEXISTS', claimed, id) == 1)
 local state = cjson.decode(redis.call('HGET', schedules, name) or '{}')
 -- as text: cjson would write a millisecond instant as 1.7e+12
 state.cursor = text(cursor)
@@ -34,15 +35,16 @@ if is_live then
   return 'LIVE'
 end
 if id then
-  local _, _, run, version = read_head(record)
+  local _, _, run, version, _, _, payload = read_head(record)
+  local way = schedule_of(payload)
   local at = tonumber(string.sub(due, 2))
   if string.sub(due, 1, 1) == '+' then
     at = at == 0 and now or now + 1 + at
   end
-  local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
+  local head = redis.call('ZRANGE', way, 0, 0, 'WITHSCORES')
   redis.call('HSETNX', templates, template, body)
   redis.call('HINCRBY', template_uses, template, 1)
-  redis.call('ZADD', schedule, text(at), id)
+  redis.call('ZADD', way, text(at), id)
   redis.call('HSET', entries, id, record)
   write_journal('SCHEDULED', { id .. '\t' .. run .. '\t' .. version .. '\t' .. text(at) .. '\t' .. story })
   if at < (tonumber(head[2]) or math.huge) then

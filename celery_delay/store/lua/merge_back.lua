@@ -1,7 +1,7 @@
 --- Return blocked entries to the schedule, a bounded number at a time.
--- @include clock
+-- @include clock records ways
 -- @allow-oom
--- KEYS: mark lease schedule blocked
+-- KEYS: mark lease schedule outbound entries blocked template_uses
 -- ARGV: epoch:int term:int limit:int:entries
 -- RETURNS: EPOCH | TERM | number of entries returned
 
@@ -23,7 +23,8 @@ if #waiting > 0 or from > 0 then
   redis.call('HSET', mark, 'merged', text(from + #waiting / 2))
 end
 for i = 1, #waiting, 2 do
-  redis.call('ZADD', schedule, waiting[i + 1], waiting[i])
+  local _, _, _, _, _, _, payload = read_head(redis.call('HGET', entries, waiting[i]) or '')
+  redis.call('ZADD', payload and schedule_of(payload) or schedule, waiting[i + 1], waiting[i])
   redis.call('ZREM', blocked, waiting[i])
 end
 return #waiting / 2

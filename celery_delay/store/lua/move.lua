@@ -1,5 +1,5 @@
 --- Hand due entries to their queues: the one step that takes them out and pushes their messages.
--- @include clock journal tombstones records messages
+-- @include clock journal tombstones records messages due
 -- @allow-oom
 -- KEYS: mark schedule entries blocked quarantine templates template_uses journal tombstones_even tombstones_odd
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms latest_ms:int:ms database:int
@@ -33,28 +33,9 @@ local function next_due()
   return head[2] or '-1'
 end
 
-local due = redis.call('ZRANGE', schedule, '-inf', text(now - hold_ms - steal_ms), 'BYSCORE',
-  'LIMIT', 0, limit, 'WITHSCORES')
+local due = due_entries(schedule, now - hold_ms - steal_ms, limit)
 if #due == 0 then
   return { 'OK', text(now), next_due(), 0, 0, 0, 0, 0, '' }
-end
-
--- Large records end the batch early: Redis serves nobody else meanwhile.
-local MOST_BYTES, TOGETHER = 8 * 1024 * 1024, 50
-local ids, records, bytes = {}, {}, 0
-for first = 1, #due, 2 * TOGETHER do
-  local some = {}
-  for i = first, math.min(first + 2 * TOGETHER, #due + 1) - 1, 2 do
-    some[#some + 1] = due[i]
-  end
-  for i, record in ipairs(redis.call('HMGET', entries, unpack(some))) do
-    ids[#ids + 1] = some[i]
-    records[#records + 1] = record
-    bytes = bytes + #(record or '')
-  end
-  if bytes > MOST_BYTES then
-    break
-  end
 end
 
 -- Checks first: nothing is written until each entry has its place to go.
@@ -92,59 +73,20 @@ local function queue_of(shape)
   return shape.goes_to
 end
 
-local letters = {}
-for letter in string.gmatch('ABCDEFGHIJKLMNOPQRSTUVWXYZ', '%u') do
-  letters[#letters + 1] = letter
-end
-local epoch_text = text(epoch)
-local expired, bad, stuck = {}, {}, {}
-for i, id in ipairs(ids) do
-  local entry = { id = id, due = tonumber(due[2 * i]), record = records[i] or '' }
-  local why
-  local codec, digest, run, version, deadline, expires, payload = read_head(entry.record)
-  entry.run, entry.version, entry.payload = run or '0', version or '0', payload
-  entry.deadline = tonumber(deadline or 0)
-  if not records[i] then
-    why = 'the record is missing'
-  elseif not codec then
-    why = 'the record is damaged'
-  elseif codec ~= CODEC then
-    -- written by a newer version: whoever understands it will move it
-    entry.why = 'the record has the unknown version ' .. codec
-    stuck[#stuck + 1] = entry
-  elseif not is_whole(payload, digest) then
-    why = 'the record is damaged'
-  elseif tonumber(expires) > 0 and tonumber(expires) <= now then
-    expired[#expired + 1] = entry
-  else
-    entry.template = template_of(payload)
-    select_database(database) -- the entry before may have looked at a queue in another one
-    local shape = template(entry.template)
-    local queue = shape and queue_of(shape)
-    if not shape then
-      why = 'its template is missing or damaged'
-    elseif queue.why then
-      entry.why = queue.why
-      stuck[#stuck + 1] = entry
-    else
-      local values = { i = id, r = run, d = text(entry.due), n = epoch_text, ['$'] = '' }
-      local slot = 0
-      for value in string.gmatch(payload, '\n([^\n]*)') do
-        slot = slot + 1
-        values[letters[slot] or slot] = value
-      end
-      local message = fill(shape, values)
-      if not message then
-        why = 'its values do not fit its template'
-      else
-        queue.messages[#queue.messages + 1] = message
-        queue.entries[#queue.entries + 1] = entry
-      end
+local ids = {}
+for i, entry in ipairs(due) do
+  ids[i] = entry.id
+  select_database(database) -- the entry before may have looked at a queue in another one
+  local shape = shape_of_fit(entry)
+  local queue = shape and queue_of(shape)
+  if queue and queue.why then
+    set_aside(entry, queue.why)
+  elseif queue then
+    local message = message_of(entry, shape, epoch)
+    if message then
+      queue.messages[#queue.messages + 1] = message
+      queue.entries[#queue.entries + 1] = entry
     end
-  end
-  if why then
-    entry.why = why
-    bad[#bad + 1] = entry
   end
 end
 select_database(database)
@@ -166,30 +108,11 @@ for _, queue in pairs(queues) do
 end
 select_database(database)
 
-local function line(entry, data)
-  return entry.id .. '\t' .. entry.run .. '\t' .. entry.version .. '\t' .. text(entry.due) .. '\t' .. data
-end
-
-local leaving, buried_now, dispatched, uses, lag, moved = {}, {}, {}, {}, 0, 0
-local function leave(entry)
-  leaving[#leaving + 1] = entry.id
-  if entry.deadline >= now then
-    -- its add may still be repeated
-    buried_now[#buried_now + 1] = 'g/' .. entry.id .. '/' .. entry.run
-    buried_now[#buried_now + 1] = entry.version
-  end
-end
-local function release(entry)
-  local id = entry.template or template_of(entry.payload)
-  if string.sub(id, 1, 1) ~= '=' then
-    uses[id] = (uses[id] or 0) + 1
-  end
-end
+local dispatched, lag, moved = {}, 0, 0
 for _, queue in pairs(queues) do
   for _, entry in ipairs(queue.entries) do
     if queue.failure then
-      entry.why = queue.failure
-      stuck[#stuck + 1] = entry
+      set_aside(entry, queue.failure)
     else
       leave(entry)
       release(entry)
@@ -201,37 +124,6 @@ for _, queue in pairs(queues) do
     end
   end
 end
-local expired_lines, bad_lines = {}, {}
-for _, entry in ipairs(expired) do
-  leave(entry)
-  release(entry)
-  expired_lines[#expired_lines + 1] = line(entry, '{}')
-end
-for _, entry in ipairs(bad) do
-  -- parked, not gone: it keeps its template, so that it can be repaired
-  redis.call('HSET', quarantine, entry.id, cjson.encode({ entry.why, text(entry.due), entry.record }))
-  leave(entry)
-  bad_lines[#bad_lines + 1] = line(entry, cjson.encode({ error = entry.why }))
-end
-local failure = ''
-for _, entry in ipairs(stuck) do
-  redis.call('ZADD', blocked, text(entry.due), entry.id)
-  failure = entry.why
-end
-if #leaving > 0 then
-  redis.call('HDEL', entries, unpack(leaving))
-end
-if #buried_now > 0 then
-  bury(unpack(buried_now))
-end
-for id, count in pairs(uses) do
-  redis.call('HINCRBY', template_uses, id, -count)
-end
-for _, id in ipairs(damaged) do
-  -- the next add of this shape brings it again
-  redis.call('HDEL', templates, id)
-end
+local failure = finish()
 write_journal('DISPATCHED', dispatched)
-write_journal('EXPIRED', expired_lines)
-write_journal('QUARANTINED', bad_lines)
 return { 'OK', text(now), next_due(), moved, lag, #expired, #bad, #stuck, failure }

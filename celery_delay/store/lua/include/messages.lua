@@ -9,7 +9,7 @@ local function template(id)
       stored = string.gsub(string.sub(id, 2), '\2', '\n')
     else
       stored = redis.call('HGET', templates, id)
-      if stored and string.sub(redis.sha1hex(stored), 1, 16) ~= id then
+      if stored and string.sub(redis.sha1hex(stored), 1, 16) ~= string.gsub(id, '^p', '') then
         stored = false
         damaged[#damaged + 1] = id
       end
@@ -17,7 +17,7 @@ local function template(id)
     known[id] = false
     if stored then
       local codec, db, queue, expires, count, rest =
-        string.match(stored, '^(%S+)\n(%d+)\n([^\n]+)\n(%d+)\n(%d+)\n(.*)$')
+        string.match(stored, '^(%S+)\n(%-?%d+)\n([^\n]+)\n(%d+)\n(%d+)\n(.*)$')
       if codec == CODEC then
         local shape = { database = tonumber(db), queue = queue, expires = expires, expiring = {} }
         for _ = 1, tonumber(count) do

@@ -16,6 +16,12 @@ local function template_of(payload)
   return string.match(payload, '^([^\n]*)')
 end
 
+local function is_published(payload)
+  -- whether a beat publishes the message, because no move reaches its queue
+  local template = template_of(payload)
+  return string.sub(template, 1, 1) == 'p' or string.match(template, '^=[^\2]*\2%-') ~= nil
+end
+
 local function is_whole(payload, digest)
   return string.sub(redis.sha1hex(payload), 1, 10) == digest
 end

@@ -14,7 +14,7 @@ from typing import Any
 
 from kombu.utils.imports import symbol_by_name
 
-from celery_delay import calls, canvas
+from celery_delay import calls, canvas, configuration
 from celery_delay.amqp import AMQP, Capturing
 from celery_delay.broker import RedisBroker
 from celery_delay.clock import SystemClock
@@ -25,7 +25,7 @@ from celery_delay.envelope import check_task_id
 from celery_delay.ports import Added, Ending, Transition
 from celery_delay.result import DelayedResult
 from celery_delay.results import ResultBackend
-from celery_delay.settings import PREFIX, Settings
+from celery_delay.settings import Settings
 from celery_delay.states import CancelOutcome, State
 from celery_delay.store.additions import ADD_LIMIT
 from celery_delay.store.connection import Links
@@ -192,8 +192,7 @@ class CeleryDelay:
         Raises:
             InvalidSetting: see there.
         """
-        _ = self.app.conf.task_protocol  # the first look at a setting loads the configuration
-        return Settings.from_mapping(_given(self.app.conf))
+        return configuration.read(self.app)
 
     @cached_property
     def shards(self) -> tuple[RedisStore, ...]:
@@ -310,25 +309,6 @@ class CeleryDelay:
 def install(app: Any) -> CeleryDelay:
     """The same as ``CeleryDelay(app)``."""
     return CeleryDelay(app)
-
-
-def _given(conf: Any) -> dict[str, Any]:
-    """The ``delay_*`` settings that the project has set, as Celery spells them.
-
-    Celery is silent about names that it does not know, so what was really given is looked
-    at, with the project's namespace taken off.
-    """
-    prefix = (conf.prefix or "").lower()
-    found = {}
-    for number, mapping in enumerate(conf.maps):
-        for name in map(str, mapping):
-            if prefix and name.lower().startswith(prefix):
-                name = name[len(prefix) :].lower()
-            elif prefix and number > 0:
-                continue  # a namespace keeps everything else in the project's settings out
-            if name.startswith(PREFIX):
-                found[name] = conf[name]
-    return found
 
 
 def _with(mixin: type, ours: type, given: Any, default: str) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
+from celery import _state
 from celery.app.task import Task
 
 from celery_delay.amqp import Capturing
@@ -46,6 +47,13 @@ def require(app: Any) -> Any:
         NotInstalled: there is none; Celery would ignore the delay and run the task at once.
     """
     if not isinstance(app.amqp, Capturing):
+        if app.main == "default" and _state.default_app in (None, app):
+            # what Celery makes up for a shared task when this thread knows of no app
+            raise NotInstalled(
+                "a shared task was called where no Celery app is known: import the module that"
+                " makes yours first (Django's way: from .celery import app as celery_app, in the"
+                " project's __init__.py), and let it call app.set_default() if other threads use it"
+            )
         raise NotInstalled(
             f"celery-delay is not installed on {app!r}: call CeleryDelay(app) where the app is"
             " made (and see that this is the current app: app.set_current())"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -243,6 +243,11 @@ class Settings:
         return round(self.add_window * 1000)
 
     @classmethod
+    def names(cls) -> Iterator[str]:
+        """The name of each setting, with its prefix."""
+        return (PREFIX + one.name for one in fields(cls))
+
+    @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
         """Read the ``delay_*`` keys of *values*; all other keys are somebody else's.
 
@@ -250,7 +255,7 @@ class Settings:
             InvalidSetting: a ``delay_*`` name that does not exist (with the nearest one
                 that does), or a value that the setting does not take.
         """
-        known = {PREFIX + one.name for one in fields(cls)}
+        known = set(cls.names())
         given: dict[str, Any] = {}
         for name, value in values.items():
             if not isinstance(name, str) or not name.startswith(PREFIX):

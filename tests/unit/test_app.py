@@ -174,10 +174,53 @@ def test_a_namespace_as_in_django(app: Celery) -> None:
     assert app.conf.task_always_eager
 
 
-def test_an_unknown_setting_in_a_namespace_is_named(app: Celery) -> None:
-    delayed = with_config(app, "CELERY", CELERY_DELAY_REDIS_ULR="redis://elsewhere")
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        (
+            "CELERY_DELAY_REDIS_ULR",
+            "x",
+            r"CELERY_DELAY_REDIS_ULR; did you mean CELERY_DELAY_REDIS_URL",
+        ),
+        ("CELERY_DELAY_SHARDS", 0, r"^CELERY_DELAY_SHARDS must be a whole number"),
+        ("CELERY_DELAY_LEASE_TRUST", 0.9, r"^CELERY_DELAY_LEASE_TRUST \+ CELERY_DELAY_ELECTION_TI"),
+    ],
+)
+def test_a_wrong_setting_is_named_as_the_project_spells_it(
+    app: Celery, name: str, value: Any, told: str
+) -> None:
+    delayed = with_config(app, "CELERY", **{name: value})
 
-    with pytest.raises(InvalidSetting, match=r"delay_redis_ulr; did you mean delay_redis_url\?"):
+    with pytest.raises(InvalidSetting, match=told):
+        _ = delayed.settings
+
+
+@pytest.mark.parametrize("namespace", ["CELERY", "celery", "CELERY_", "proj"])
+def test_capitals_and_small_letters_in_a_namespace(
+    app: Celery, new_app: Callable[..., Celery], namespace: str
+) -> None:
+    name = namespace.rstrip("_") + "_delay_shards"
+
+    assert with_config(app, namespace, **{name.upper(): 2}).settings.shards == 2
+    assert with_config(new_app(), namespace, **{name.lower(): 3}).settings.shards == 3
+
+
+@pytest.mark.parametrize("name", ["delay_shards", "DELAY_SHARDS", "CELERY_DELAY_SHARDS"])
+def test_spellings_without_a_namespace(app: Celery, name: str) -> None:
+    assert with_config(app, None, **{name: 2}).settings.shards == 2
+
+
+def test_a_mapping_as_flask_s(app: Celery) -> None:
+    app.config_from_object({"delay_shards": 2, "task_ignore_result": True})
+
+    assert CeleryDelay(app).settings.shards == 2
+    assert app.conf.task_ignore_result
+
+
+def test_an_unknown_name_in_capitals_that_can_only_be_ours(app: Celery) -> None:
+    delayed = with_config(app, None, CELERY_DELAY_SHADS=2)
+
+    with pytest.raises(InvalidSetting, match="CELERY_DELAY_SHADS; did you mean delay_shards"):
         _ = delayed.settings
 
 

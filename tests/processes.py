@@ -204,8 +204,14 @@ class ProcessHarness:
         self, name: str, *arguments: str, env: Mapping[str, str] | None = None
     ) -> CeleryProcess:
         """Start ``celery -A <app> <arguments>``; the name must be new."""
+        return self.python(name, "-m", "celery", "-A", self.app, *arguments, env=env)
+
+    def python(
+        self, name: str, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> CeleryProcess:
+        """Start ``python <arguments>``, a web server say; the name must be new."""
         assert name not in self.processes, f"{name} exists: call its start()"
-        command = [sys.executable, "-m", "celery", "-A", self.app, *arguments]
+        command = [sys.executable, *arguments]
         process = CeleryProcess(name, command, {**self.env, **(env or {})}, self.folder)
         self.processes[name] = process
         return process.start()

@@ -222,11 +222,12 @@ class CeleryDelay:
         """New connections to the store.
 
         Raises:
+            InvalidSetting: ``delay_redis_url`` or ``delay_redis_options`` is wrong.
             UnsupportedBroker: there is no ``delay_redis_url``, and the broker is no Redis.
         """
         url, timeout = self.settings.redis_url, self.settings.redis_timeout
         if url is not None:
-            return Links.from_url(url, timeout)
+            return Links.from_url(url, timeout, self.settings.redis_options)
         return self._broker.links(timeout)
 
     def broker_database(self) -> int:
@@ -245,7 +246,8 @@ class CeleryDelay:
         Raises:
             InvalidSetting, UnsupportedBroker: the text says what to change.
         """
-        _ = self.settings
+        if self.settings.redis_url is not None:
+            self.links()
         self._broker.check()
 
     def went_native(self, task_id: str, run: int) -> None:

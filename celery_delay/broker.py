@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from celery_delay.exceptions import StoreUnavailable, UnsupportedBroker
+from celery_delay.exceptions import InvalidSetting, StoreUnavailable, UnsupportedBroker
 from celery_delay.store.connection import Links
 from celery_delay.store.scripts import server_of
 
@@ -27,12 +27,18 @@ class RedisBroker:
 
         Raises:
             UnsupportedBroker: it is no Redis.
+            InvalidSetting: its Sentinels are not told which primary.
         """
         connection = self._app.connection_for_write()
         if connection.transport.driver_type != "redis":
             raise UnsupportedBroker(
                 "celery-delay needs a Redis broker in this version;"
                 f" broker_url is {connection.as_uri()}"
+            )
+        options = self._app.conf.broker_transport_options or {}
+        if connection.transport_cls == "sentinel" and not options.get("master_name"):
+            raise InvalidSetting(
+                'broker_transport_options lacks "master_name", what Sentinel calls the primary'
             )
 
     def check_server(self, links: Links) -> None:
@@ -55,7 +61,7 @@ class RedisBroker:
         connection = self._app.connection_for_write()
         try:
             return connection.channel()
-        except connection.connection_errors as exc:
+        except (*connection.connection_errors, *connection.channel_errors) as exc:
             raise StoreUnavailable(f"cannot connect to the broker: {exc}") from exc
 
     @property

@@ -67,11 +67,17 @@ def _url(name: str, value: Any) -> str | None:
 
 
 def _redis_url(name: str, value: Any) -> str | None:
-    schemes = ("redis://", "rediss://", "unix://", "redis+socket://")
+    schemes = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
     if value is not None and (not isinstance(value, str) or not value.startswith(schemes)):
         raise InvalidSetting(
             f"{name} must begin with one of {', '.join(schemes)}, or be None; not {value!r}"
         )
+    return value
+
+
+def _options(name: str, value: Any) -> Mapping[str, Any] | None:
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidSetting(f"{name} must be a mapping or None, not {value!r}")
     return value
 
 
@@ -86,9 +92,18 @@ class Settings:
     redis_url: str | None = _setting(
         None,
         _redis_url,
-        """Where delayed tasks wait: ``redis://``, ``rediss://``, ``unix://`` or
-        ``redis+socket://``.  ``None`` takes the broker's own Redis.  It must be the same
-        Redis *server* as the broker's; the DB number may differ.""",
+        """Where delayed tasks wait: ``redis://``, ``rediss://``, ``unix://``,
+        ``redis+socket://``, or ``sentinel://host:26379;sentinel://host:26379/0``.  ``None``
+        takes the broker's own Redis.  It must be the same Redis *server* as the broker's; the
+        DB number may differ.""",
+    )
+    redis_options: Mapping[str, Any] | None = _setting(
+        None,
+        _options,
+        """What the way into :setting:`delay_redis_url` needs beside the URL: ``master_name``,
+        ``sentinel_kwargs`` and ``min_other_sentinels`` as in ``broker_transport_options``;
+        ``ssl_…`` as in ``broker_use_ssl``; ``credential_provider`` (an object, a class, or its
+        dotted path); ``username``, ``password``, ``client_name``.""",
     )
     key_prefix: str = _setting(
         "celery-delay:",

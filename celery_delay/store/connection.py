@@ -10,34 +10,34 @@ A held connection with a packed command costs half of ``client.evalsha``.
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import os
-import re
 import select
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
-from redis.connection import ConnectionPool
+from redis.connection import SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
     RedisError,
     ResponseError,
 )
 
-from celery_delay.exceptions import StoreUnavailable
+from celery_delay.clock import SystemClock
+from celery_delay.exceptions import InvalidSetting, StoreUnavailable
+from celery_delay.store.address import Address, address_of_pool, parse_address
+from celery_delay.store.failures import AnswerLost, explain, is_refusal, unreachable
+from celery_delay.store.sentinel import Sentinels
 
 __all__ = ["AnswerLost", "Link", "Links"]
 
-#: Answers by which a server says that it did nothing and will not do it now.
-_REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
-#: The codes of those without a class.  Redis 6.2 lets a script run up to its first write,
-#: and tells of the refusal in the middle of the error's text.
-_REFUSED = re.compile(r"(?:^| -)(?:BUSY|CLUSTERDOWN|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY)\b")
+logger = logging.getLogger(__name__)
+
+#: Servers that this process has warned of; see :func:`_warn_of_plain_password`.
+_warned: set[str] = set()
 
 
 def _is_readable(sock: Any) -> bool:
@@ -46,21 +46,34 @@ def _is_readable(sock: Any) -> bool:
     return bool(poll.poll(0))
 
 
-class AnswerLost(Exception):
-    """The command was sent, and no answer came: it may or may not have had its effect."""
-
-
 class Link:
     """One connection.  Not thread-safe; see :class:`Links`.
+
+    Arguments:
+        connection: redis-py's, not connected yet.
+        sentinels: who knows where to connect to; ``None``: *connection* does.
 
     Attributes:
         learnt: what was learnt about the server over this connection; forgotten with it,
             because the next one may lead to another server, or another life of this one.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, sentinels: Sentinels | None = None) -> None:
         self._connection = connection
+        self._sentinels = sentinels
         self.learnt: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        """Where it leads to."""
+        path = getattr(self._connection, "path", None)
+        return path or f"{self._connection.host}:{self._connection.port}"
+
+    @property
+    def user(self) -> str | None:
+        """The user that it logs in as; ``None`` where a credential provider knows."""
+        if self._connection.credential_provider is not None:
+            return None
+        return self._connection.username or "default"
 
     def call(self, *command: object) -> Any:
         """Send one command and return its answer (bytes, numbers, lists).
@@ -79,11 +92,11 @@ class Link:
             self.close()
             raise StoreUnavailable(f"Redis refuses: {exc}") from exc
         except ResponseError as exc:
-            if not isinstance(exc, _REFUSALS) and not _REFUSED.search(str(exc)):
+            if not is_refusal(exc):
                 raise
             # the next connection may lead elsewhere: a replica has taken its primary's place
             self.close()
-            raise StoreUnavailable(f"Redis refuses: {exc}") from exc
+            raise StoreUnavailable(explain(exc, command[0], self.user)) from exc
         except (RedisError, OSError) as exc:
             self.close()
             raise AnswerLost(str(exc)) from exc
@@ -94,19 +107,27 @@ class Link:
             raise
 
     def connect(self) -> None:
-        """Make sure that there is a connection.
+        """Make sure that there is a connection, and that it leads to the primary.
 
         Raises:
             StoreUnavailable: the server cannot be reached or does not let us in.
         """
-        if self._connection.is_connected:
-            return
+        connection = self._connection
+        if connection.is_connected:
+            if self._sentinels is None:
+                return
+            if not self._sentinels.have_left((connection.host, connection.port)):
+                return
+            self.close()
+        if self._sentinels is not None:
+            connection.host, connection.port = self._sentinels.primary()
         try:
-            self._connection.connect()
+            connection.connect()
         except (RedisError, OSError) as exc:
             self.close()
-            raise StoreUnavailable(f"cannot connect to Redis: {exc}") from exc
+            raise StoreUnavailable(unreachable(self, exc, vars(connection))) from exc
         self.learnt.clear()
+        _warn_of_plain_password(connection)
 
     def rouse(self) -> None:
         """Drop the connection if the server has closed it while nobody looked.
@@ -129,10 +150,11 @@ class Waiter:
     100 ms.
     """
 
-    def __init__(self, connection: Any, key: str) -> None:
-        self._connection = connection
+    def __init__(self, link: Link, key: str) -> None:
+        self._link = link
         self._key = key
-        self._asked = False
+        # the socket on which the question is outstanding: a new one has not been asked
+        self._asked: Any = None
 
     def wait(self, seconds: float, interrupt: int) -> bool:
         """Wait for a token, for *seconds*, or until *interrupt* (a descriptor) is readable.
@@ -143,40 +165,45 @@ class Waiter:
         Raises:
             StoreUnavailable: the connection could not be made or was lost.
         """
+        self._link.connect()
+        connection = self._link._connection
         try:
-            if not self._connection.is_connected:
-                self._connection.connect()
-                self._asked = False
-            if not self._asked:
-                self._connection.send_command("BLPOP", self._key, 0, check_health=False)
-                self._asked = True
-            sock = self._connection._sock
+            if connection._sock is not self._asked:
+                connection.send_command("BLPOP", self._key, 0, check_health=False)
+                self._asked = connection._sock
             poll = select.poll()  # select() cannot take descriptors above 1023
-            poll.register(sock, select.POLLIN)
+            poll.register(self._asked, select.POLLIN)
             poll.register(interrupt, select.POLLIN)
             ready = {fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)}
-            if sock.fileno() not in ready:
+            if self._asked.fileno() not in ready:
                 return False
-            self._connection.read_response()
-            self._asked = False
+            connection.read_response()
+            self._asked = None
             return True
         except (RedisError, OSError) as exc:
             self.close()
-            raise StoreUnavailable(f"lost the waiting connection: {exc}") from exc
+            text = explain(exc, "BLPOP", self._link.user)
+            raise StoreUnavailable(f"lost the waiting connection: {text}") from exc
 
     def close(self) -> None:
         """Stop waiting: no token will be taken any more."""
-        self._asked = False
-        self._connection.disconnect()
+        self._asked = None
+        self._link.close()
 
 
 class Links:
     """Makes links and keeps idle ones for the next caller; safe for threads and forks."""
 
-    def __init__(self, connection_class: type, options: Mapping[str, Any], timeout: float) -> None:
+    def __init__(
+        self,
+        connection_class: type,
+        options: Mapping[str, Any],
+        timeout: float,
+        sentinels: Sentinels | None = None,
+    ) -> None:
         self._class = connection_class
         self._options = {
-            **{name: value for name, value in options.items() if _is_ours(name)},
+            **options,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry": None,
@@ -186,30 +213,40 @@ class Links:
             "decode_responses": False,
             "protocol": 2,
         }
+        self._sentinels = sentinels
         self._pid = os.getpid()
         self._idle: deque[Link] = deque()
 
     @classmethod
-    def from_url(cls, url: str, timeout: float) -> Links:
-        """Links to the server at *url*; kombu's ``redis+socket://`` is understood too.
+    def to(cls, address: Address, timeout: float) -> Links:
+        """Links to the server at *address*; its Sentinels are asked within *timeout* too."""
+        known = address.sentinels
+        sentinels = None
+        if known is not None:
+            nodes = [cls.to(one, timeout) for one in known.nodes]
+            sentinels = Sentinels(nodes, known.name, known.others, SystemClock())
+        return cls(address.connection_class, address.options, timeout, sentinels)
+
+    @classmethod
+    def from_url(cls, url: str, timeout: float, options: Mapping[str, Any] | None = None) -> Links:
+        """Links to the server at *url*; see :func:`~celery_delay.store.address.parse_address`.
 
         Raises:
-            ValueError: the URL is not one of Redis.
+            InvalidSetting: the URL or an option is wrong.
         """
-        pool = ConnectionPool.from_url(_redis_url(url))
-        return cls(pool.connection_class, pool.connection_kwargs, timeout)
+        try:
+            return cls.to(parse_address(url, options), timeout)
+        except ValueError as exc:
+            raise InvalidSetting(f"delay_redis_url or delay_redis_options: {exc}") from exc
 
     @classmethod
     def like(cls, pool: Any, timeout: float) -> Links:
-        """Links to the server of *pool*, with its TLS, credentials and socket.
+        """Links to the server of kombu's *pool*, with its TLS, credentials, socket, Sentinels."""
+        return cls.to(address_of_pool(pool), timeout)
 
-        kombu's pools make connections of a class of their own that reports to the channel;
-        ours must not, so the nearest class of redis-py is taken.
-        """
-        connection_class = next(
-            one for one in pool.connection_class.__mro__ if one.__module__.startswith("redis.")
-        )
-        return cls(connection_class, pool.connection_kwargs, timeout)
+    def __str__(self) -> str:
+        """Where they lead to."""
+        return str(self.link())
 
     @property
     def database(self) -> int:
@@ -218,15 +255,15 @@ class Links:
 
     def with_timeout(self, timeout: float) -> Links:
         """The same server, another time-out."""
-        return Links(self._class, self._options, timeout)
+        return Links(self._class, self._options, timeout, self._sentinels)
 
     def link(self) -> Link:
         """A new link, not connected yet."""
-        return Link(self._class(**self._options))
+        return Link(self._class(**self._options), self._sentinels)
 
     def waiter(self, key: str) -> Waiter:
-        """A new waiting connection for *key*; its reads have no time-out."""
-        return Waiter(self._class(**{**self._options, "socket_timeout": None}), key)
+        """A new waiting connection for *key*."""
+        return Waiter(self.link(), key)
 
     def take(self) -> Link:
         """An idle link, or a new one.  Give it back with :meth:`give`."""
@@ -246,27 +283,27 @@ class Links:
         self._idle.append(link)
 
     def close(self) -> None:
-        """Close the idle links."""
+        """Close the idle links, and those to Sentinels."""
         while self._idle:
             self._idle.pop().close()
+        if self._sentinels is not None:
+            self._sentinels.close()
 
 
-#: What says where the server is and who we are; the rest is behaviour, and ours to choose.
-_ADDRESS = frozenset(
-    "host port path db username password credential_provider client_name"
-    " socket_keepalive socket_keepalive_options".split()
-)
-
-
-def _is_ours(option: str) -> bool:
-    return option in _ADDRESS or option.startswith("ssl_")
-
-
-def _redis_url(url: str) -> str:
-    if not url.startswith("redis+socket://"):
-        return url
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    database = query.get("virtual_host", "0").lstrip("/") or "0"
-    # not urlunsplit(): without a host it writes "unix:/path", which redis-py does not take
-    return f"unix://{parts.netloc}{parts.path}?db={database}"
+def _warn_of_plain_password(connection: Any) -> None:
+    """Say once a server that a password crosses the network for all to read."""
+    if isinstance(connection, (SSLConnection, UnixDomainSocketConnection)):
+        return
+    if not connection.password and connection.credential_provider is None:
+        return
+    where = f"{connection.host}:{connection.port}"
+    if where in _warned:
+        return
+    if ipaddress.ip_address(connection._sock.getpeername()[0].partition("%")[0]).is_loopback:
+        return
+    _warned.add(where)
+    logger.warning(
+        "the password of Redis goes to %s unencrypted: use rediss:// or broker_use_ssl",
+        where,
+        extra={"event": "password_unencrypted", "server": where},
+    )

@@ -22,10 +22,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
-from celery_delay.exceptions import StoreUnavailable
+from celery_delay.exceptions import StoreUnavailable, UnsupportedBroker
 from celery_delay.store.connection import AnswerLost, Link
+from celery_delay.store.failures import denied_in_script
 from celery_delay.store.keys import ShardKeys
 
 __all__ = ["Script", "load", "run", "server_of", "sha1"]
@@ -119,17 +120,44 @@ def load(name: str) -> Script:
 
 
 def server_of(link: Link) -> dict[str, Any]:
-    """``version`` and ``run_id`` of the server behind *link*, asked for once a connection."""
+    """``version`` and ``run_id`` of the server behind *link*, asked for once a connection.
+
+    Raises:
+        UnsupportedBroker: it is a Sentinel or a node of a Cluster.
+        StoreUnavailable: it is a replica, or did not answer.
+    """
     link.connect()
     if "run_id" not in link.learnt:
-        try:
-            text = link.call("INFO", "server").decode()
-        except AnswerLost as exc:
-            raise StoreUnavailable(f"lost the answer of INFO: {exc}") from exc
-        info = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        info = {**_info(link, "server"), **_info(link, "replication")}
+        _check(link, info)
         link.learnt["version"] = tuple(int(one) for one in info["redis_version"].split(".")[:2])
         link.learnt["run_id"] = info["run_id"]
     return link.learnt
+
+
+def _info(link: Link, section: str) -> dict[str, str]:
+    try:
+        text = link.call("INFO", section).decode()
+    except AnswerLost as exc:
+        raise StoreUnavailable(f"lost the answer of INFO: {exc}") from exc
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def _check(link: Link, info: Mapping[str, str]) -> None:
+    mode = info.get("redis_mode")
+    if mode == "sentinel":
+        raise UnsupportedBroker(
+            f"{link} is a Sentinel, not a Redis: say sentinel://{link} and the master_name"
+        )
+    if mode == "cluster":
+        raise UnsupportedBroker(f"{link} is a node of a Redis Cluster, which is not supported")
+    if info.get("role") == "slave":
+        # the next connection may lead elsewhere
+        link.close()
+        raise StoreUnavailable(
+            f"{link} is a replica, of {info.get('master_host')}:{info.get('master_port')}, and"
+            " nothing can be written there: give the primary's address, or that of Sentinels"
+        )
 
 
 def run(
@@ -150,9 +178,14 @@ def run(
     named = [getattr(keys, key) for key in script.keys]
     argv = script.argv(values, rest)
     try:
-        return link.call("EVALSHA", sha1(text), len(named), *named, *argv)
-    except NoScriptError:
-        return link.call("EVAL", text, len(named), *named, *argv)
+        try:
+            return link.call("EVALSHA", sha1(text), len(named), *named, *argv)
+        except NoScriptError:
+            return link.call("EVAL", text, len(named), *named, *argv)
+    except ResponseError as exc:
+        if (denied := denied_in_script(exc, script.name, text, link.user)) is None:
+            raise
+        raise ResponseError(denied) from exc
 
 
 @cache

@@ -131,6 +131,8 @@ class Shard:
                     # reading again has no effect; the answer may merely have been too slow
                     return link.call(*command)
             except (AnswerLost, ResponseError) as exc:
+                if isinstance(exc, ResponseError):
+                    scripts.server_of(link)  # which has a better word for a server that is none
                 raise StoreUnavailable(f"no usable answer of {command[0]}: {exc}") from exc
 
     def _learn(self, store_ms: int) -> float:

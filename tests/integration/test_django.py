@@ -85,7 +85,7 @@ def test_a_shop(site: Website) -> None:
 
 
 def test_the_project_s_own_tests_pass(site: Website) -> None:
-    assert "OK" in site.python("-W", "error::RuntimeWarning", "manage.py", "test")
+    site.python("-W", "error::RuntimeWarning", "manage.py", "test")
     assert "No changes detected" in site.python("manage.py", "makemigrations", "--check")
 
 

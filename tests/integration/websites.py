@@ -11,6 +11,8 @@ import json
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,18 @@ class Website:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
 
     def python(self, *arguments: str) -> str:
-        """Run ``python <arguments>`` to its good end; what it said."""
-        number = sum(name.startswith("python") for name in self.procs.processes)
-        process = self.procs.python(f"python{number}", *arguments)
-        assert process.wait(60) == 0, process
-        return process.output()
+        """Run ``python <arguments>`` to its good end; its standard output."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.procs.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
     def celery(self, *arguments: str) -> Any:
         """Run ``celery -A … delay <arguments> --json`` to its good end; its document."""

@@ -10,10 +10,7 @@ instrumentation included (``capture.py``).
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from celery.app import amqp as celery_amqp
@@ -21,8 +18,10 @@ from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
 
+from celery_delay.bounded import BoundedProducers
 from celery_delay.capture import Capture, capturing
-from celery_delay.clock import Clock, from_ms, to_ms
+from celery_delay.chords import chords_of
+from celery_delay.clock import Clock, from_ms
 from celery_delay.collection import OPTION, Call, collection
 from celery_delay.entries import Addition, Due, StoredEntry
 from celery_delay.envelope import HEADER, Shape
@@ -32,13 +31,13 @@ from celery_delay.exceptions import (
     OutcomeUnknown,
     StoreUnavailable,
 )
+from celery_delay.fallback import Fallback, tell_in_doubt, tell_native
+from celery_delay.interception import is_retry, own_due, taken_by_the_store
 from celery_delay.ports import Added
 from celery_delay.runs import next_run, pop_copied
 from celery_delay.settings import Settings
 
 __all__ = ["AMQP", "Capturing"]
-
-logger = logging.getLogger(__name__)
 
 
 class Delayer(Protocol):
@@ -47,13 +46,17 @@ class Delayer(Protocol):
     settings: Settings
     clock: Clock
 
-    def add(self, additions: list[Addition]) -> list[Added]: ...
+    def add(
+        self, additions: list[Addition], *, needs_leader: bool = ..., until: float | None = ...
+    ) -> list[Added]: ...
 
     def get(self, task_id: str) -> StoredEntry | None: ...
 
     def broker_database(self) -> int: ...
 
     def went_native(self, task_id: str, run: int) -> None: ...
+
+    def keep_chords(self, group_ids: Iterable[str], due_ms: int) -> None: ...
 
 
 class _Message(NamedTuple):
@@ -99,20 +102,20 @@ class Capturing:
             run = next_run(self.app, headers["id"], pop_copied(headers, options))
             plain = celery_amqp.task_message(headers, *message[1:4])
 
-            def send() -> Any:
-                return celerys(producer, name, plain, **options)
+            def send(to: Any, **more: Any) -> Any:
+                return celerys(to, name, plain, **{**options, **more})
 
             if call is None and collected is not None:
-                call = Call(collected.due_with(self._own_due(message)))
+                call = Call(collected.due_with(own_due(self.app, message)))
                 headers["eta"] = None
             if call is not None:
-                return self._delay(send, producer, plain, call, run)
-            if (due := self._intercepted(message)) is not None:
-                return self._delay_retry(send, producer, plain, due, run)
+                return self._delay(send, producer, plain, call, run, self._policy(options))
+            if (due := self._intercepted(message, options)) is not None:
+                return self._intercept(send, producer, plain, due, run, self._policy(options))
             if run:
                 headers[HEADER] = {"task_id": headers["id"], "run": run}
                 self._delayed.went_native(headers["id"], run)
-            return send()
+            return send(producer)
 
         return send_task_message
 
@@ -125,82 +128,95 @@ class Capturing:
         delayed: Delayer = found
         return delayed
 
-    def _own_due(self, message: Any) -> Due | None:
-        """The delay that a message brings itself, by ``countdown`` or ``eta``."""
-        countdown, eta = getattr(message, "countdown", None), getattr(message, "eta", None)
-        if countdown:
-            if not math.isfinite(countdown) or countdown <= 0:
-                return None
-            return Due(math.ceil(countdown * 1000), True)
-        if not eta:
-            return None
-        if isinstance(eta, str):
-            eta = datetime.fromisoformat(eta)
-        if eta.tzinfo is None:
-            eta = eta.replace(tzinfo=self.app.timezone)
-        return Due(to_ms(eta), False)
+    @cached_property
+    def _bounded(self) -> BoundedProducers:
+        return BoundedProducers(self._delayed.clock, self._delayed.settings.redis_timeout)
 
-    def _intercepted(self, message: Any) -> Due | None:
-        """When the retry *message* is due, if it is one that the store takes."""
-        if not message[0].get("retries"):
-            return None
-        due = self._own_due(message)
-        settings = self._delayed.settings
-        if due is None or settings.intercept != "retry":
-            return None
-        wait = due.ms / 1000 - (0.0 if due.is_delay else self._delayed.clock.wall())
-        return due if wait >= settings.intercept_min else None
+    def _policy(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The retry policy that Celery would use for these options of a call."""
+        conf, retry = self.app.conf, options.get("retry")
+        if not (conf.task_publish_retry if retry is None else retry):
+            return {"max_retries": 0}
+        return {**conf.task_publish_retry_policy, **(options.get("retry_policy") or {})}
+
+    def _until(self) -> float:
+        return self._delayed.clock.boot() + self._delayed.settings.publish_timeout
 
     def _delay(
-        self, send: Callable[[], Any], producer: Any, message: Any, call: Call, run: int
+        self,
+        send: Callable[..., Any],
+        producer: Any,
+        message: Any,
+        call: Call,
+        run: int,
+        given: Any,
     ) -> Any:
         collected = collection()
+        until = min(self._until(), collected.until) if collected else self._until()
 
         def keep(addition: Addition, shape: Shape) -> None:
             call.addition, call.shape = addition, shape
             if collected is None:
-                [call.added] = self._delayed.add([addition])
+                [call.added] = self._delayed.add([addition], until=until)
             else:
                 collected.additions.append(addition)
 
         self._announce(message, call.due)
+        capture = Capture(self._delayed, message, call.due, run, keep)
+        policy = self._bounded.policy(given, until, patient=False)
         try:
-            with capturing(producer, Capture(self._delayed, message, call.due, run, keep)):
-                return send()
+            return self._through(send, producer, capture, policy)
         except OperationalError as exc:
             if call.added is not None:
                 raise  # the entry is stored; it was the task-sent event that failed
             raise StoreUnavailable(f"cannot reach the broker's Redis: {exc}") from exc
 
-    def _delay_retry(
-        self, send: Callable[[], Any], producer: Any, message: Any, due: Due, run: int
+    def _intercepted(self, message: Any, options: Mapping[str, Any]) -> Due | None:
+        """When *message* is due, if it is one of Celery's own delays that the store takes."""
+        delayed = self._delayed
+        try:
+            return taken_by_the_store(self.app, delayed.settings, delayed.clock, message, options)
+        except InvalidSetting as exc:
+            if not is_retry(message):
+                raise
+            tell_native(message, exc)
+            return None
+
+    def _intercept(
+        self, send: Callable[..., Any], producer: Any, message: Any, due: Due, run: int, given: Any
     ) -> Any:
-        """Delay a retry.  An exception here would make Celery drop it, so the way back is
-        Celery's own delay, unless the store may have it already."""
+        """Delay a message that Celery would have delayed itself, or let it."""
+        delayed, until = self._delayed, self._until()
+        fallback = Fallback(delayed.settings, delayed.clock, message, due, producer.connection)
 
         def keep(addition: Addition, _shape: Shape) -> None:
             try:
-                self._delayed.add([addition])
+                [added] = delayed.add([addition], needs_leader=fallback.needs_leader, until=until)
+            except OutcomeUnknown as exc:
+                if not is_retry(message):
+                    raise
+                # an exception would make Celery drop the retry, and it may be stored
+                tell_in_doubt(message, exc)
             except AlreadyScheduled:
                 # the run before was delivered twice (a worker died): its retry waits already
-                waiting = self._delayed.get(addition.entry_id.task_id)
+                waiting = delayed.get(addition.entry_id.task_id) if run else None
                 if waiting is None or waiting.entry_id != addition.entry_id:
                     raise
-
-        def fall_back(exc: Exception) -> bool:
-            if isinstance(exc, OutcomeUnknown):
-                return False
-            logger.warning(
-                "the retry of %s waits in a worker's memory: %s",
-                message[0]["id"],
-                exc,
-                extra={"event": "retry_went_native", "task_id": message[0]["id"]},
-            )
-            return True
+            else:
+                delayed.keep_chords(chords_of(message), added.due_ms)
 
         self._announce(message, due)
-        with capturing(producer, Capture(self._delayed, message, due, run, keep, fall_back)):
-            return send()
+        capture = Capture(delayed, message, due, run, keep, fallback.goes_native)
+        policy = self._bounded.policy(given, until, patient=is_retry(message))
+        return self._through(send, producer, capture, policy)
+
+    def _through(
+        self, send: Callable[..., Any], producer: Any, capture: Capture, policy: Mapping[str, Any]
+    ) -> Any:
+        """Let Celery's sender run over a connection that ends in time."""
+        in_time = self._bounded.like(producer, self.app.pool.limit, policy)
+        with in_time as bounded, capturing(bounded, capture):
+            return send(bounded, retry_policy=policy)
 
     def _announce(self, message: Any, due: Due) -> None:
         """Put the eta into the task-sent event: Flower then shows the task as waiting for it."""

@@ -17,6 +17,7 @@ from kombu.utils.imports import symbol_by_name
 from celery_delay import calls, canvas, configuration
 from celery_delay.amqp import AMQP, Capturing
 from celery_delay.broker import RedisBroker
+from celery_delay.chords import Chords
 from celery_delay.clock import SystemClock
 from celery_delay.collection import OPTION, Call
 from celery_delay.control import Control, Revoking
@@ -71,6 +72,8 @@ class CeleryDelay:
         app.fixups = {*app.fixups, f"{__name__}:{CeleryDelay.__name__}"}
         self._signals = WorkerSignals(app, self)
         self._signals.connect()
+        self._chords = Chords(app, self.clock)
+        self._chords.connect()
 
     # -- scheduling ---------------------------------------------------------------------
 
@@ -96,11 +99,23 @@ class CeleryDelay:
         assert call.added is not None
         return DelayedResult.of(result, call.added)
 
-    def add(self, additions: Sequence[Addition], chunk: int = ADD_LIMIT) -> list[Added]:
+    def add(
+        self,
+        additions: Sequence[Addition],
+        chunk: int = ADD_LIMIT,
+        *,
+        needs_leader: bool = False,
+        until: float | None = None,
+    ) -> list[Added]:
         """Store entries of one call: all of them, or an exception and none.
 
         A shard or chunk is one step.  Should a later one be refused, the earlier ones are
         cancelled again; a crash in between leaves them stored.
+
+        Arguments:
+            needs_leader: store nothing while no beat leads.
+            until: when (boot clock) the first step ends at the latest; ``None``:
+                ``delay_publish_timeout`` from now, which is what each later step has.
         """
         steps: dict[tuple[int, int], list[int]] = {}
         filled: dict[int, int] = {}
@@ -111,7 +126,12 @@ class CeleryDelay:
         answers: dict[int, Added] = {}
         try:
             for (shard, _), positions in steps.items():
-                stored = self.shards[shard].add([additions[one] for one in positions])
+                if until is None:
+                    until = self.clock.boot() + self.settings.publish_timeout
+                stored = self.shards[shard].add(
+                    [additions[one] for one in positions], needs_leader=needs_leader, until=until
+                )
+                until = None
                 answers.update(zip(positions, stored, strict=True))
         except BaseException:
             for added in answers.values():
@@ -257,7 +277,7 @@ class CeleryDelay:
     def keep_chords(self, group_ids: Iterable[str], due_ms: int) -> None:
         """Let the counters of chords whose headers wait until *due_ms* live long enough."""
         for group_id in group_ids:
-            self.results.keep_chord(group_id, due_ms - self.now_ms())
+            self._chords.keep(group_id, (due_ms - self.now_ms()) / 1000)
 
     @cached_property
     def _broker(self) -> RedisBroker:

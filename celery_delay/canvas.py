@@ -54,9 +54,11 @@ def apply_delayed(
         result = self.apply_async(args, kwargs, **options)
         return EagerDelayedResult.of(result) if isinstance(result, EagerResult) else result
     delayed = require(app)
-    with collecting(due) as collection:
+    until = delayed.clock.boot() + delayed.settings.publish_timeout
+    with collecting(due, until) as collection:
         result = self.apply_async(args, kwargs, **options)
-    added = {one.entry_id.task_id: one for one in delayed.add(collection.additions)}
+    stored = delayed.add(collection.additions, until=until)
+    added = {one.entry_id.task_id: one for one in stored}
     groups = _mark_delayed(result, added)
     if added and groups:
         # the counter of a chord must outlive the delay of its header

@@ -7,6 +7,7 @@ delay; so there a context says that everything sent in it waits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,10 +44,12 @@ class Collection:
 
     Attributes:
         due: when the tasks are due that bring no delay of their own.
+        until: when (boot clock) the call ends at the latest.
     """
 
-    def __init__(self, due: Due) -> None:
+    def __init__(self, due: Due, until: float) -> None:
         self.due = due
+        self.until = until
         self.additions: list[Addition] = []
 
     def due_with(self, own: Due | None) -> Due:
@@ -61,9 +64,9 @@ _current: ContextVar[Collection | None] = ContextVar("celery_delay_collection", 
 
 
 @contextmanager
-def collecting(due: Due) -> Iterator[Collection]:
+def collecting(due: Due, until: float = math.inf) -> Iterator[Collection]:
     """Delay every task message sent in this context, and collect instead of storing."""
-    one = Collection(due)
+    one = Collection(due, until)
     token = _current.set(one)
     try:
         yield one

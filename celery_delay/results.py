@@ -72,27 +72,6 @@ class ResultBackend:
                 extra={"event": "result_not_written", "task_id": task_id},
             )
 
-    def keep_chord(self, group_id: str, delay_ms: int) -> None:
-        """Lengthen the life of a chord's counter by the time that its header waits.
-
-        Celery's Redis backend lets it expire ``result_expires`` after the *call*; a header
-        delayed for longer would never fire its body.
-        """
-        backend, expires = self._app.backend, self._app.conf.result_expires
-        key_for = getattr(backend, "get_key_for_group", None)
-        if not expires or key_for is None or not hasattr(backend, "client") or delay_ms <= 0:
-            return
-        seconds = getattr(expires, "total_seconds", lambda: float(expires))()
-        try:
-            backend.client.expire(key_for(group_id, ".s"), int(seconds + delay_ms / 1000) + 1)
-        except Exception:
-            logger.warning(
-                "the counter of chord %s may expire before its header is due",
-                group_id,
-                exc_info=True,
-                extra={"event": "chord_not_kept", "group_id": group_id},
-            )
-
     def _chord(self, ending: Ending) -> Any:
         return Signature.from_dict(dict(ending.chord), app=self._app) if ending.chord else None
 

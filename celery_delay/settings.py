@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from celery_delay.exceptions import InvalidSetting
 
-__all__ = ["PREFIX", "Settings"]
+__all__ = ["INTERCEPT", "PREFIX", "Settings"]
 
 PREFIX = "delay_"
+
+#: What ``delay_intercept`` may be, as a setting and as a task's attribute.
+INTERCEPT: tuple[bool | str, ...] = (False, "retry", True)
 
 
 def _seconds(low: float, high: float = math.inf) -> Callable[[str, Any], float]:
@@ -58,6 +61,16 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value or any(char in value for char in "{}\r\n\0 "):
         raise InvalidSetting(f"{name} must be a text without spaces and braces, not {value!r}")
     return value
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidSetting(f"{name} must be a list of task names, not {value!r}")
+    names = tuple(value)
+    for one in names:
+        if not isinstance(one, str) or not one:
+            raise InvalidSetting(f"{name} must be a list of task names; {one!r} is none")
+    return names
 
 
 def _url(name: str, value: Any) -> str | None:
@@ -150,14 +163,40 @@ class Settings:
     )
     intercept: bool | str = _setting(
         False,
-        _choice(False, "retry"),
-        """``"retry"``: the delay of ``self.retry`` (and ``autoretry_for``) waits in the store
-        too, instead of in a worker's memory.""",
+        _choice(*INTERCEPT),
+        """Which of Celery's own delays wait in the store instead of in a worker's memory.
+        ``"retry"``: those of ``self.retry`` and ``autoretry_for``.  ``True``: every message
+        that has an eta, whatever made it.  A task's attribute of the same name
+        (``@app.task(delay_intercept=…)`` or ``task_annotations``) goes before the setting.""",
     )
     intercept_min: float = _setting(
         1.0,
         _seconds(0.0),
-        """Shorter retry delays than this stay native: a worker holds them more cheaply.""",
+        """Shorter delays than this stay native: a worker holds them more cheaply.""",
+    )
+    intercept_exclude: tuple[str, ...] = _setting(
+        (),
+        _names,
+        """Names of tasks whose own delays always stay native, whatever else is set;
+        patterns such as ``"reports.*"`` too (as :mod:`fnmatch`, upper and lower case
+        differ).""",
+    )
+    intercept_fallback: str = _setting(
+        "native",
+        _choice("native", "store"),
+        """What becomes of an intercepted call while no beat leads (``delay_leader_grace``), or
+        while the store cannot be reached.  ``native``: it is delayed by Celery as it would be
+        without celery-delay, if it is shorter than half the broker's visibility time-out;
+        a longer one is stored, or raises when it cannot be.  ``store``: it is always stored,
+        or raises.  A retry that cannot be stored is always native.  In each case a warning
+        is logged.""",
+    )
+    publish_timeout: float = _setting(
+        5.0,
+        _seconds(0.2, 600.0),
+        """When a call that schedules ends at the latest: with its task stored, sent
+        natively, or with an exception.  Connecting to Redis and to the broker, the repeats
+        of ``delay_add_window`` and the native way back are all within it.""",
     )
     add_window: float = _setting(
         3.0,
@@ -173,8 +212,9 @@ class Settings:
     leader_grace: float = _setting(
         30.0,
         _seconds(1.0, 86_400.0),
-        """When no beat has led for so long, a call that schedules takes it that none runs: see
-        ``delay_without_leader``.  It must outlast a restart of your beats.""",
+        """When no beat has led for so long, a call that schedules takes it that none runs: it
+        warns, and an intercepted one does as ``delay_intercept_fallback`` says.  It must outlast
+        a restart of your beats.""",
     )
     batch_size: int = _setting(
         300,
@@ -233,6 +273,12 @@ class Settings:
                 "delay_add_window must be at least twice delay_redis_timeout"
                 f" ({self.add_window:g} < 2 x {self.redis_timeout:g}): otherwise there is no"
                 " time left to repeat an add whose answer was lost"
+            )
+        if self.publish_timeout < 4 * self.redis_timeout:
+            raise InvalidSetting(
+                "delay_publish_timeout must be at least four times delay_redis_timeout"
+                f" ({self.publish_timeout:g} < 4 x {self.redis_timeout:g}): to connect, to store"
+                " and to fall back take up to one each"
             )
         if self.lease_trust + self.election_timeout >= self.lease:
             raise InvalidSetting(

@@ -7,6 +7,7 @@ identity until the answer is known or their window has passed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +37,8 @@ TEMPLATE_CAP = 1_000
 ADD_LIMIT = 1_000
 #: Pause before a command whose answer was lost is repeated.
 REPEAT_AFTER = 0.05
+#: Time-outs that one attempt takes at most: to connect, to look at the server, to add.
+ATTEMPT = 3
 #: How often an add that came too late, with certainty without effect, is drawn anew.
 REDRAWS = 3
 
@@ -48,7 +51,13 @@ class Additions(Shard):
         """What the answers say of the leader."""
         return Heartbeat(self.keys.shard, self._settings.leader_grace)
 
-    def add(self, additions: Sequence[Addition], *, needs_leader: bool = False) -> list[Added]:
+    def add(
+        self,
+        additions: Sequence[Addition],
+        *,
+        needs_leader: bool = False,
+        until: float = math.inf,
+    ) -> list[Added]:
         """Store *additions*, all or none, at most :data:`ADD_LIMIT` of them.
 
         An addition with run 0 gets its run here, once; a lost answer is followed by repeats
@@ -56,6 +65,8 @@ class Additions(Shard):
 
         Arguments:
             needs_leader: store nothing when no beat has led for ``delay_leader_grace``.
+            until: when (boot clock) the call ends at the latest; the first attempt is always
+                made, and may take :data:`ATTEMPT` time-outs.
 
         Raises:
             Leaderless: *needs_leader*, and no beat leads; nothing was stored.
@@ -68,7 +79,8 @@ class Additions(Shard):
         if not additions:
             return []
         attempt, redraws = self._draw(additions), 0
-        give_up = self._clock.boot() + self._settings.add_window
+        last = until - ATTEMPT * self._settings.redis_timeout
+        give_up = min(self._clock.boot() + self._settings.add_window, last)
         while True:
             # what an earlier attempt may have stored is better stored than in doubt
             answer = self._try(attempt, needs_leader and not attempt.unknown)

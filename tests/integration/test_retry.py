@@ -150,37 +150,33 @@ def test_a_store_that_refuses_leaves_the_retry_native(
 def test_only_what_is_certainly_not_stored_goes_native(
     new_project: Callable[..., Running],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     error: Exception,
     is_native: bool,
 ) -> None:
     # Given a store that answers a retry with an error
     app = new_project(delay_intercept="retry").app
 
-    def add(_: Any) -> None:
+    def add(_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(app.delayed, "add", add)
 
-    # When it is sent
-    def retry() -> None:
-        app.tasks["note"].apply_async(("x",), task_id="mine", retries=1, countdown=60)
+    # When it is sent (what raised here would make Celery drop the retry)
+    app.tasks["note"].apply_async(("x",), task_id="mine", retries=1, countdown=60)
 
     # Then it goes to the queue only if it is certain that the store does not have it
-    if is_native:
-        retry()
-        [message] = messages(app)
-        assert (message["headers"]["id"], message["headers"]["retries"]) == ("mine", 1)
-    else:
-        with pytest.raises(type(error)):
-            retry()
-        assert messages(app) == []
+    sent = [(one["headers"]["id"], one["headers"]["retries"]) for one in messages(app)]
+    assert sent == ([("mine", 1)] if is_native else [])
+    event = "retry_went_native" if is_native else "retry_in_doubt"
+    assert [record.event for record in caplog.records] == [event]
 
 
 def test_a_run_that_is_delivered_twice_leaves_one_retry(
     new_project: Callable[..., Running],
 ) -> None:
     # Given a worker that runs a message whose worker died after it had stored the retry
-    app = new_project(delay_intercept="retry").app
+    app = new_project(delay_intercept="retry", delay_intercept_fallback="store").app
     header = {"task_id": "mine", "run": 7, "eta_ms": 0}
 
     # When the retry is sent again

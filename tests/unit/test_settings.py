@@ -66,9 +66,16 @@ def test_an_unknown_name_that_is_like_none_is_only_named() -> None:
         ("audit", "on"),
         ("audit", None),
         ("intercept", 0),
-        ("intercept", True),
+        ("intercept", 1),
         ("intercept", "all"),
         ("intercept_min", -1),
+        ("intercept_exclude", "shop.*"),
+        ("intercept_exclude", 5),
+        ("intercept_exclude", [""]),
+        ("intercept_exclude", [5]),
+        ("intercept_fallback", True),
+        ("publish_timeout", 0),
+        ("leader_grace", 0),
         ("intercept_min", "1"),
         ("naive_eta", "local"),
         ("add_window", 0.1),
@@ -95,6 +102,8 @@ def test_the_add_window_leaves_time_for_a_repeat() -> None:
     with pytest.raises(InvalidSetting, match="delay_add_window must be at least twice"):
         Settings(add_window=1.0, redis_timeout=0.6)
     assert Settings(add_window=1.0, redis_timeout=0.5).add_window == 1.0
+    with pytest.raises(InvalidSetting, match="four times delay_redis_timeout"):
+        Settings(publish_timeout=2.0, redis_timeout=0.6)
 
 
 def test_numbers_become_what_the_code_expects() -> None:

@@ -23,6 +23,8 @@ MODULE_LINES = 320
 LONG_MODULES = {
     # what only manages one entry (get, cancel, list) can move out of the composition root
     "app.py": 350,
+    # a list of settings; the checks of their values can move out
+    "settings.py": 450,
 }
 FUNCTION_LINES = 50
 #: "module:function" → lines that it may have at most, its docstring aside.

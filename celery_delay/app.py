@@ -254,11 +254,12 @@ class CeleryDelay:
         """Number of the Redis DB in which the broker's queues live."""
         return self._broker.database
 
-    def record(self, transitions: Sequence[Transition]) -> None:
-        """Journal transitions that happened in a worker; nothing with ``delay_audit = "off"``."""
+    def record(self, transitions: Sequence[Transition], missing: int = 0) -> None:
+        """Journal transitions of one task that happened in a worker, and how many are missing
+        before them; nothing with ``delay_audit = "off"``."""
         if self.settings.audited:
-            for one in transitions:
-                self._shard(one.entry_id.task_id).record([one])
+            task_id = transitions[0].entry_id.task_id if transitions else ""
+            self._shard(task_id).record(transitions, missing)
 
     def check(self) -> None:
         """Refuse a wrong configuration; without a connection.

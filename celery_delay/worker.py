@@ -1,25 +1,30 @@
 """What happens in workers, journalled: Celery's task signals become transitions.
 
-Only tasks that bear our header are journalled, by the process that runs them; a hard time
-limit or a lost worker is told by the worker's main process.  A receiver never raises and
-waits at most ``delay_redis_timeout``: the audit may miss a transition, the task must not.
+Only tasks that bear our header are journalled, by the process that runs them.  What that
+process cannot tell (a hard time limit, its own loss, a message that never became a task) is
+told by the worker's main process, which in all pools but prefork is the same one.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from celery import signals
 from celery import states as celery_states
+from celery.exceptions import Reject, TimeLimitExceeded
 from celery.utils.saferepr import saferepr
 
+from celery_delay import reporting
 from celery_delay.entries import EntryId
 from celery_delay.envelope import HEADER
 from celery_delay.exceptions import DelayError
 from celery_delay.ports import Transition
+from celery_delay.settings import Settings
 from celery_delay.states import State
 
 __all__ = ["WorkerSignals"]
@@ -30,10 +35,14 @@ logger = logging.getLogger(__name__)
 _LONGEST = 1_000
 
 
-class Delayer(Protocol):
+class Delayer(reporting.Delayer, Protocol):
     """What the composition root offers to this module."""
 
-    def record(self, transitions: Sequence[Transition]) -> None: ...
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def shards(self) -> object: ...
 
 
 class WorkerSignals:
@@ -42,15 +51,31 @@ class WorkerSignals:
     def __init__(self, app: Any, delayed: Delayer) -> None:
         self._app = app
         self._delayed = delayed
+        self._begin()
+
+    def _begin(self) -> None:
+        self._reporter = reporting.Reporter(self._delayed)
+        #: task id → the next run, when the one under way has sent it past the store
         self._native: dict[str, int] = {}
-        self._broken = False
+        #: whether messages come to this process: not so in the children of a prefork pool
+        self._receives = False
+        #: task id → Celery's request, of what came and has not failed yet
+        self._received: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._failed: EntryId | None = None
 
     def connect(self) -> None:
         """Listen.  Connecting twice has no effect; nothing is paid outside of workers."""
         receivers: Mapping[Any, Callable[..., None]] = {
+            signals.worker_init: self.on_worker_init,
+            signals.worker_ready: self.on_worker_ready,
+            signals.worker_process_init: self.on_process_init,
+            signals.worker_process_shutdown: self.on_shutdown,
+            signals.worker_shutdown: self.on_shutdown,
+            signals.task_received: self.on_received,
             signals.task_prerun: self.on_prerun,
             signals.task_success: self.on_success,
             signals.task_failure: self.on_failure,
+            signals.task_internal_error: self.on_internal_error,
             signals.task_retry: self.on_retry,
             signals.task_revoked: self.on_revoked,
             signals.task_postrun: self.on_postrun,
@@ -66,84 +91,173 @@ class WorkerSignals:
         """Remember that the run under way sent the next one past the store."""
         self._native[task_id] = run
 
-    def on_prerun(self, task: Any = None, **_: Any) -> None:
-        """A worker starts the task."""
-        request = task.request
-        self._record(task, request, State.STARTED, {"worker": request.hostname, "pid": os.getpid()})
+    # -- the process --------------------------------------------------------------------
 
-    def on_success(self, sender: Any = None, **_: Any) -> None:
-        """The task returned."""
-        self._record(sender, sender.request, State.SUCCEEDED, {})
+    def on_worker_init(self, **details: Any) -> None:
+        """A worker starts: find the store while nobody waits, and before children are forked."""
+        try:
+            if self._delayed.settings.audited:
+                _ = self._delayed.shards
+        except DelayError as exc:
+            logger.warning(
+                "the store cannot be reached yet: %s", exc, extra={"event": "worker_unprepared"}
+            )
 
-    def on_failure(self, sender: Any = None, exception: Any = None, **_: Any) -> None:
-        """The task raised, ran out of time, or its process was lost."""
-        self._record(sender, sender.request, State.FAILED, {"error": _text(exception)})
+    def on_worker_ready(self, sender: Any = None, **_: Any) -> None:
+        """Have the consumer say which messages it drops because it cannot decode them.
 
-    def on_retry(
-        self, sender: Any = None, request: Any = None, reason: Any = None, **_: Any
-    ) -> None:
-        """The run asked for another one.
-
-        If that one went past the store (a native retry), nobody else can tell of its hand-off.
+        Celery has no signal for that; it acknowledges and forgets them.
         """
-        self._record(sender, request, State.RETRIED, {"reason": _text(reason)})
-        self._tell_native(sender, request)
+        celerys = getattr(sender, "on_decode_error", None)
+        if celerys is None or sender.app is not self._app:
+            return
 
-    def on_postrun(
-        self, task: Any = None, state: str | None = None, retval: Any = None, **_: Any
-    ) -> None:
-        """The run is over; Celery has no other signal for these two ends."""
-        if state == celery_states.REJECTED and not getattr(retval, "requeue", False):
-            self._record(task, task.request, State.REJECTED, {"error": _text(retval)})
-        elif state == celery_states.IGNORED and task.request.id in self._native:
-            self._record(task, task.request, State.RETRIED, {"reason": "replaced"})
-            self._tell_native(task, task.request)
-        elif state == celery_states.IGNORED:
-            self._record(task, task.request, State.SUCCEEDED, {"ignored": True})
+        def on_decode_error(message: Any, exc: Exception) -> None:
+            celerys(message, exc)
+            self._refuse(message, {"error": _text(exc)})
 
-    def _tell_native(self, task: Any, request: Any) -> None:
-        entry_id = _entry_id(request)
-        native = self._native.pop(request.id, 0)
-        if entry_id is not None and native == entry_id.run + 1:
-            following = EntryId(request.id, native)
-            self._write(task, Transition(following, 1, State.DISPATCHED, {"native": True}))
+        sender.on_decode_error = on_decode_error
+
+    def on_process_init(self, **_: Any) -> None:
+        """A pool's process begins: what it has inherited is its parent's business."""
+        self._begin()
+
+    def on_shutdown(self, **_: Any) -> None:
+        """The process ends."""
+        self._reporter.close()
+
+    # -- messages -----------------------------------------------------------------------
+
+    def on_received(self, request: Any = None, **_: Any) -> None:
+        """A worker has taken a message for a task, which may have to wait for its turn."""
+        self._receives = True
+        if _entry_id(request) is not None:
+            self._received[request.id] = request
 
     def on_revoked(self, sender: Any = None, request: Any = None, **details: Any) -> None:
         """A worker dropped the task because it was revoked, or its expiry had passed."""
         reason = "expired" if details.get("expired") else "revoked"
-        self._record(sender, request, State.REVOKED, {"reason": reason})
+        if details.get("terminated"):
+            reason = "terminated"
+        self._end(sender, request, State.REVOKED, {"reason": reason})
 
-    def on_rejected(self, message: Any = None, **_: Any) -> None:
+    def on_rejected(self, message: Any = None, exc: Any = None, **_: Any) -> None:
         """A worker could not make a task of the message."""
-        self._record_message(message, {})
+        self._refuse(message, {"error": _text(exc)})
 
     def on_unknown(self, message: Any = None, name: Any = None, **_: Any) -> None:
         """A worker does not know the task, and has dropped the message."""
-        self._record_message(message, {"error": f"no task {name!r} is registered"})
+        self._refuse(message, {"error": f"no task {name!r} is registered"})
 
-    def _record_message(self, message: Any, data: Mapping[str, object]) -> None:
-        entry_id = _entry_id(getattr(message, "headers", None) or {})
-        if entry_id is not None:
-            self._write(None, Transition(entry_id, 1, State.REJECTED, data))
+    # -- runs ---------------------------------------------------------------------------
 
-    def _record(self, task: Any, request: Any, state: State, data: Mapping[str, object]) -> None:
+    def on_prerun(self, task: Any = None, **_: Any) -> None:
+        """A worker starts the task."""
+        request = task.request
         entry_id = _entry_id(request)
         if entry_id is not None:
-            self._write(task, Transition(entry_id, 1, state, data))
+            self._failed = None
+            data = {"worker": request.hostname, "pid": os.getpid()}
+            self._tell(task, [Transition(entry_id, 1, State.STARTED, data)])
 
-    def _write(self, task: Any, transition: Transition) -> None:
+    def on_success(self, sender: Any = None, **_: Any) -> None:
+        """The task returned."""
+        self._end(sender, sender.request, State.SUCCEEDED, {})
+
+    def on_failure(
+        self, sender: Any = None, task_id: Any = None, exception: Any = None, **_: Any
+    ) -> None:
+        """The task raised, ran out of time, or its process was lost.
+
+        Celery may say so twice, and once of a message that goes back to its queue.
+        """
+        if isinstance(exception, Reject):
+            return  # told when the run was over
+        if isinstance(exception, TimeLimitExceeded) and _comes_again(sender, exception):
+            return
+        self._fail(sender, task_id, sender.request, exception)
+
+    def on_internal_error(
+        self,
+        sender: Any = None,
+        task_id: Any = None,
+        request: Any = None,
+        exception: Any = None,
+        **_: Any,
+    ) -> None:
+        """Celery itself failed around the task: a result that cannot be stored, say."""
+        self._fail(sender, task_id, request, exception)
+
+    def on_retry(
+        self, sender: Any = None, request: Any = None, reason: Any = None, **_: Any
+    ) -> None:
+        """The run asked for another one, or was cut short by the end of its worker.
+
+        If the next one went past the store (a native retry), nobody else can tell of its
+        hand-off.
+        """
+        if reason is not None:
+            self._end(sender, request, State.RETRIED, {"reason": _text(reason)})
+        elif not sender.acks_late:
+            # Celery calls that a retry too, but has nothing that would run again
+            self._end(sender, request, State.FAILED, {"error": "cut short by its worker's end"})
+
+    def on_postrun(
+        self, task: Any = None, state: str | None = None, retval: Any = None, **_: Any
+    ) -> None:
+        """The run is over; Celery has no other signal for these ends."""
+        if state == celery_states.REJECTED and not _comes_again(task, retval):
+            self._end(task, task.request, State.REJECTED, {"error": _text(retval)})
+        elif state == celery_states.IGNORED and task.request.id in self._native:
+            self._end(task, task.request, State.RETRIED, {"reason": "replaced"})
+        elif state == celery_states.IGNORED:
+            self._end(task, task.request, State.SUCCEEDED, {"ignored": True})
+        elif state is None and self._receives and isinstance(sys.exc_info()[1], SystemExit):
+            # in a process of its own that is a lost worker; elsewhere nobody hears of it
+            self._fail(task, task.request.id, task.request, sys.exc_info()[1])
+
+    def _fail(self, task: Any, task_id: str, request: Any, exception: Any) -> None:
+        entry_id = _entry_id(request)
+        if self._receives:
+            received = self._received.pop(task_id, None)
+            if received is None:
+                return  # not ours, or told already
+            request = request if entry_id is not None else received
+        elif entry_id is None or entry_id == self._failed:
+            return
+        self._failed = entry_id
+        self._end(task, request, State.FAILED, {"error": _text(exception)})
+
+    def _end(self, task: Any, request: Any, state: State, data: Mapping[str, object]) -> None:
+        """Tell of a run's end, and of the next one if only this process knows of it."""
+        entry_id = _entry_id(request)
+        if entry_id is None:
+            return
+        transitions = [Transition(entry_id, 1, state, data)]
+        native = self._native.pop(entry_id.task_id, 0)
+        if native == entry_id.run + 1:
+            following = EntryId(entry_id.task_id, native)
+            transitions.append(Transition(following, 1, State.DISPATCHED, {"native": True}))
+        self._tell(task, transitions)
+
+    def _refuse(self, message: Any, data: Mapping[str, object]) -> None:
+        entry_id = _entry_id(getattr(message, "headers", None) or {})
+        if entry_id is not None:
+            self._tell(None, [Transition(entry_id, 1, State.REJECTED, data)])
+
+    def _tell(self, task: Any, transitions: list[Transition]) -> None:
         if task is not None and getattr(task, "app", self._app) is not self._app:
             return  # another app of this process has its own receivers
-        try:
-            self._delayed.record([transition])
-        except DelayError as exc:
-            if not self._broken:
-                logger.warning(
-                    "the audit misses what workers do: %s", exc, extra={"event": "journal_lost"}
-                )
-            self._broken = True
-        else:
-            self._broken = False
+        self._reporter.tell(transitions)
+
+
+def _comes_again(task: Any, why: Any) -> bool:
+    """Whether the message of a run that ended like this goes back to its queue."""
+    if not task.acks_late:
+        return False  # it was acknowledged when the run began
+    if isinstance(why, TimeLimitExceeded):
+        return not task.acks_on_timeout
+    return bool(getattr(why, "requeue", False))
 
 
 def _entry_id(request: Any) -> EntryId | None:

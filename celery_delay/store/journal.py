@@ -18,8 +18,12 @@ __all__ = ["Journal"]
 class Journal(Shard):
     """The journal of a shard, and the audit database that it belongs to."""
 
-    def record(self, transitions: Sequence[Transition]) -> None:
-        """Journal transitions that happened outside the store, in workers.
+    def record(self, transitions: Sequence[Transition], missing: int = 0) -> None:
+        """Journal transitions that happened outside the store, in workers; in one step.
+
+        Arguments:
+            missing: how many transitions before these could not be journalled; that becomes
+                a GAP in front of them.
 
         An answer that is lost is not repeated: the audit may miss the transition or has it
         once; it never has it twice.
@@ -29,8 +33,13 @@ class Journal(Shard):
         rest: list[str] = []
         for one in transitions:
             rest += [one.state.value, encode_lines([(one.entry_id, one.version, None, one.data)])]
+        values = {
+            "now": self._given_now(),
+            "journal_max": self._journal_max,
+            "missing": missing,
+        }
         try:
-            self._call("record", {"now": self._given_now(), "journal_max": self._journal_max}, rest)
+            self._call("record", values, rest)
         except (AnswerLost, ResponseError) as exc:
             raise StoreUnavailable(f"the journal may miss a transition: {exc}") from exc
 

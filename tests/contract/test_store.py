@@ -908,6 +908,18 @@ def test_transitions_from_workers_are_journalled(bench: Bench) -> None:
     assert events[1].epoch == bench.epoch
 
 
+def test_what_a_worker_could_not_tell_is_a_gap_before_what_it_tells(bench: Bench) -> None:
+    bench.store.record([Transition(EntryId("a", 7), 1, State.STARTED, {})], missing=3)
+    bench.store.record([], missing=2)
+    bench.store.record([Transition(EntryId("a", 7), 1, State.SUCCEEDED, {})])
+
+    events = [event for _, some in bench.store.read_journal("0", 9) for event in some]
+
+    assert [(one.state, one.data) for one in events] == [
+        ("GAP", {"missing": 3}), ("STARTED", {}), ("GAP", {"missing": 2}), ("SUCCEEDED", {}),
+    ]  # fmt: skip
+
+
 @answers("trim", "EPOCH", "TERM", "number of entries forgotten")
 def test_the_journal_is_trimmed_by_the_leader_of_its_history(bench: Bench) -> None:
     for task_id in "abc":

@@ -10,6 +10,14 @@ local function journal_is_full()
   return journal_max > 0 and redis.call('XLEN', journal) >= journal_max
 end
 
+local function tell_gap()
+  local gap = redis.call('HGET', mark, 'gap')
+  if gap then
+    write_event('GAP', { '-\t0\t0\t\t{"missing":' .. gap .. '}' })
+    redis.call('HDEL', mark, 'gap')
+  end
+end
+
 local function write_journal(state, lines)
   if journal_max == 0 or #lines == 0 then
     return
@@ -18,10 +26,6 @@ local function write_journal(state, lines)
     redis.call('HINCRBY', mark, 'gap', #lines)
     return
   end
-  local gap = redis.call('HGET', mark, 'gap')
-  if gap then
-    write_event('GAP', { '-\t0\t0\t\t{"missing":' .. gap .. '}' })
-    redis.call('HDEL', mark, 'gap')
-  end
+  tell_gap()
   write_event(state, lines)
 end

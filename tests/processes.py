@@ -238,11 +238,14 @@ class ProcessHarness:
         queues: str = "celery",
         loglevel: str = "info",
         env: Mapping[str, str] | None = None,
+        wait: bool = True,
     ) -> CeleryProcess:
-        """Start a worker, node name ``<name>@test``, and return once it takes tasks."""
+        """Start a worker, node name ``<name>@test``, and return once it takes tasks, unless
+        *wait* says not to."""
         node = ("-n", f"{name}@test", "-Q", queues, "-P", pool, "-c", str(concurrency))
         process = self.start(name, "worker", *node, "-l", loglevel, *options, env=env)
-        process.wait_for_log(r"\bready\.$", timeout=30)
+        if wait:
+            process.wait_for_log(r"\bready\.$", timeout=30)
         return process
 
     def run(self, *arguments: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:

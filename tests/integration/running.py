@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from celery_delay.audit.database import Database
 from celery_delay.audit.queries import AuditQueries
 from celery_delay.states import State
 from tests.integration.project.running import build
-from tests.processes import ProcessHarness, wait_until
+from tests.processes import CeleryProcess, ProcessHarness, wait_until
 
 __all__ = ["Running", "projects"]
 
@@ -51,13 +52,24 @@ class Running:
         """One beat and one worker, ready to work."""
         beat = self.procs.beat()
         self.procs.worker(pool=pool, concurrency=concurrency)
+        return self._led_by(beat)
+
+    def start_beat(self) -> Running:
+        """One beat, ready to work."""
+        return self._led_by(self.procs.beat())
+
+    def _led_by(self, beat: CeleryProcess) -> Running:
         beat.wait_for_log(r"leads \(term")
         wait_until(lambda: self.audit.schema().state == "current", what="the audit tables")
         return self
 
-    @property
+    @cached_property
     def audit(self) -> AuditQueries:
         return AuditQueries(Database(f"sqlite:///{self._database}"))
+
+    def close(self) -> None:
+        self.audit.database.close()
+        self.app.close()
 
     def history(self, task_id: str) -> list[list[str]]:
         """Per run, the oldest first: the states that SQL knows, in the order of their rank."""
@@ -93,4 +105,4 @@ def projects(
 
     yield make
     for one in made:
-        one.app.close()
+        one.close()

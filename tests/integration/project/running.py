@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,9 @@ def build(url: str, effects: str, **conf: Any) -> Celery:
             raise self.retry(countdown=countdown, max_retries=times)
         return int(self.request.retries)
 
+    def hopeless(self: Any) -> None:
+        raise self.retry(exc=KeyError("no hope"), countdown=0.05, max_retries=1)
+
     def autoretried(self: Any, times: int) -> int:
         effect("autoretried", self.request.retries)
         if self.request.retries < times:
@@ -59,7 +64,8 @@ def build(url: str, effects: str, **conf: Any) -> Celery:
 
     def replacing(self: Any, x: int) -> Any:
         effect("replacing", x)
-        return self.replace(app.signature("add", args=(x, 1)))
+        queue = self.request.delivery_info["routing_key"]
+        return self.replace(app.signature("add", args=(x, 1), queue=queue))
 
     def dies_once(self: Any, flag: str, where: int) -> str:
         """Retry, and in run *where* wait to be killed the first time."""
@@ -87,9 +93,54 @@ def build(url: str, effects: str, **conf: Any) -> Celery:
         effect("ignores")
         raise Ignore
 
-    for function in (note, add, total, fails, rejects, ignores):
+    def is_first(flag: str) -> bool:
+        """Whether this is the first run that asks for this file."""
+        try:
+            Path(flag).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def waits(seconds: float) -> str:
+        effect("waits", seconds)
+        time.sleep(seconds)
+        return "waited"
+
+    def rejects_once(flag: str) -> None:
+        if is_first(flag):
+            raise Reject("not yet", requeue=True)
+
+    def dies(how: str, flag: str | None = None) -> str:
+        """Take the process along; with *flag*, only the first time."""
+        if flag is None or is_first(flag):
+            effect("dies", how)
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "sys.exit":
+                sys.exit(3)
+            os._exit(3)
+        return "survived"
+
+    def overruns_once(flag: str) -> str:
+        if is_first(flag):
+            time.sleep(30)
+        return "in time"
+
+    for function in (note, add, total, fails, rejects, ignores, waits, dies):
         task(function)
+    late: dict[str, Any] = {"acks_late": True}
+    app.task(rejects_once, shared=False, name="rejects_early")
+    for name, options in {
+        "dies_late": late,
+        "dies_requeued": {**late, "reject_on_worker_lost": True},
+        "dies_retried": {"retry_on_worker_lost": True, "default_retry_delay": 0.05},
+        "dies_retried_late": {**late, "retry_on_worker_lost": True, "default_retry_delay": 0.6},
+    }.items():
+        app.task(dies, shared=False, name=name, **options)
+    task(rejects_once, acks_late=True)
+    task(overruns_once, acks_late=True, acks_on_timeout=False, time_limit=1)
     task(flaky, bind=True)
+    task(hopeless, bind=True)
     task(replacing, bind=True)
     task(dies_once, bind=True, acks_late=True)
     task(sleeps, time_limit=1)

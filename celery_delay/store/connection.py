@@ -125,7 +125,7 @@ class Link:
             connection.connect()
         except (RedisError, OSError) as exc:
             self.close()
-            raise StoreUnavailable(unreachable(self, exc, vars(connection))) from exc
+            raise StoreUnavailable(unreachable(self, exc, connection)) from exc
         self.learnt.clear()
         _warn_of_plain_password(connection)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
 
+from redis.connection import SSLConnection
 from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
 )
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 __all__ = ["AnswerLost", "denied_in_script", "explain", "is_refusal", "unreachable"]
 
@@ -74,11 +74,13 @@ def denied_in_script(error: Exception, name: str, text: str, user: str | None) -
     )
 
 
-def unreachable(where: object, error: Exception, options: Mapping[str, Any]) -> str:
+def unreachable(where: object, error: Exception, connection: object) -> str:
     """Why there is no connection; names a file of the TLS options that is not there."""
     text = f"cannot connect to Redis at {where}: {error}"
-    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
-        path = options.get(name)
+    for name in ("ca_certs", "certfile", "keyfile"):
+        path = getattr(connection, name, None)
         if path and not os.access(path, os.R_OK):
-            text += f" ({name} = {path!r} cannot be read)"
+            text += f" (ssl_{name} = {path!r} cannot be read)"
+    if isinstance(error, RedisTimeoutError) and isinstance(connection, SSLConnection):
+        text += " (a port that does not speak TLS is silent too)"
     return text

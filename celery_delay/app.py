@@ -235,8 +235,9 @@ class CeleryDelay:
 
     @cached_property
     def audit_log(self) -> Any:
-        """The SQL side; ``delay_database_url`` must be set."""
-        return symbol_by_name("celery_delay.audit.log:SQLAuditLog")(self.settings.database_url)
+        """The SQL side; ``delay_database_url`` or ``delay_database_engine`` must be set."""
+        database = symbol_by_name("celery_delay.audit.database:Database").of(self.settings)
+        return symbol_by_name("celery_delay.audit.log:SQLAuditLog")(database)
 
     def links(self) -> Links:
         """New connections to the store.
@@ -269,6 +270,8 @@ class CeleryDelay:
         """
         if self.settings.redis_url is not None:
             self.links()
+        if self.settings.audited:
+            _ = self.audit_log
         self._broker.check()
 
     def went_native(self, task_id: str, run: int) -> None:

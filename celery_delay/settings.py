@@ -79,6 +79,22 @@ def _url(name: str, value: Any) -> str | None:
     return value
 
 
+def _engine(name: str, value: Any) -> Any:
+    # SQLAlchemy is not known here: the audit looks closer, when beat starts
+    if isinstance(value, str) and "://" in value:
+        raise InvalidSetting(f"{name} must be an engine; {PREFIX}database_url takes a URL")
+    if value == "" or isinstance(value, (bool, int, float, bytes)):
+        raise InvalidSetting(
+            f"{name} must be an SQLAlchemy engine, a function that returns one, the dotted path"
+            f" of either, or None; not {value!r}"
+        )
+    return value
+
+
+def _optional_text(name: str, value: Any) -> str | None:
+    return None if value is None else _text(name, value)
+
+
 def _redis_url(name: str, value: Any) -> str | None:
     schemes = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
     if value is not None and (not isinstance(value, str) or not value.startswith(schemes)):
@@ -133,9 +149,31 @@ class Settings:
     database_url: str | None = _setting(
         None,
         _url,
-        """SQLAlchemy URL of the audit tables.  ``None`` keeps no audit (as
-        ``delay_audit = "off"``).  The path of an SQLite file must be absolute: beat,
+        """SQLAlchemy URL of the audit tables: PostgreSQL, MySQL, MariaDB or SQLite.
+        ``None`` keeps no audit (as ``delay_audit = "off"``).  Without a driver in it, the one
+        that is installed is taken.  The path of an SQLite file must be absolute: beat,
         workers and the command line may run in different folders.""",
+    )
+    database_engine: object | None = _setting(
+        None,
+        _engine,
+        """Instead of the URL: an SQLAlchemy engine, a function that returns one, or the dotted
+        path of either (``"shop.db:engine"``).  Its driver, arguments and listeners are
+        used, its connections are not.  An asynchronous engine is refused.  Where the app is
+        pickled, as on macOS and Windows, give a path or a function of a module.""",
+    )
+    database_schema: str | None = _setting(
+        None,
+        _optional_text,
+        """The schema of the audit tables in PostgreSQL; in MySQL and MariaDB the database.
+        ``None`` is the connection's own.  ``migrate`` makes it if it is missing.""",
+    )
+    database_timeout: float = _setting(
+        5.0,
+        _seconds(0.5, 3600.0),
+        """How long the audit database may take to connect and for one statement; for a lock,
+        half of it.  Longer, and the drain is given up and tried again; no task waits for
+        that.  ``migrate`` takes the time it needs.""",
     )
     audit: str = _setting(
         "async",
@@ -268,6 +306,11 @@ class Settings:
         for one in fields(self):
             value = one.metadata["check"](PREFIX + one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, value)
+        if self.database_url is not None and self.database_engine is not None:
+            raise InvalidSetting(
+                "delay_database_url and delay_database_engine are both set: each names the"
+                " audit database, so leave one of them out"
+            )
         if self.add_window < 2 * self.redis_timeout:
             raise InvalidSetting(
                 "delay_add_window must be at least twice delay_redis_timeout"
@@ -294,9 +337,14 @@ class Settings:
             )
 
     @property
+    def has_database(self) -> bool:
+        """Whether there is an audit database, written to or not."""
+        return self.database_url is not None or self.database_engine is not None
+
+    @property
     def audited(self) -> bool:
         """Whether transitions are journalled."""
-        return self.audit != "off" and self.database_url is not None
+        return self.audit != "off" and self.has_database
 
     @property
     def window_ms(self) -> int:

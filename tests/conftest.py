@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from celery_delay.audit.database import Database
 from celery_delay.embedded import EmbeddedRedis
 from tests import processes
 from tests.processes import ProcessHarness
 from tests.servers import MISSING, REDIS, REDIS_62, RedisServers, server_url, unknown_keys, wipe
+from tests.sql import KINDS, SQLDatabases, emptied
 
 HERE = Path(__file__).parent
 FOLDERS = {"unit", "contract", "properties", "model", "integration", "smoke", "faults"}
@@ -78,14 +80,26 @@ def new_redis(redis_servers: RedisServers) -> Iterator[Callable[..., EmbeddedRed
         server.stop()
 
 
-@pytest.fixture
-def postgres_url() -> str:
-    return server_url("postgres")
+@pytest.fixture(scope="session")
+def sql_databases() -> Iterator[SQLDatabases]:
+    """This process' databases by server; most tests want :func:`sql_url`."""
+    databases = SQLDatabases()
+    yield databases
+    databases.close()
+
+
+@pytest.fixture(params=KINDS)
+def sql_url(request: pytest.FixtureRequest, sql_databases: SQLDatabases, tmp_path: Path) -> str:
+    """A database of our own; the test runs on each kind."""
+    kind: str = request.param
+    return f"sqlite:///{tmp_path}/audit.db" if kind == "sqlite" else sql_databases.url(kind)
 
 
 @pytest.fixture
-def mysql_url() -> str:
-    return server_url("mysql")
+def database(sql_url: str) -> Iterator[Database]:
+    """The audit database at ``sql_url``, without tables, before and after."""
+    with emptied(sql_url) as database:
+        yield database
 
 
 @pytest.fixture

@@ -7,31 +7,36 @@ connection that two processes share is broken for both.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
+from celery_delay.audit.limits import Limits, connect_args, impose
+from celery_delay.audit.sources import Source, from_engine, from_url
 from celery_delay.exceptions import AuditUnavailable, InvalidSetting
+from celery_delay.settings import Settings
 
-__all__ = ["Database", "unavailable"]
+__all__ = ["ATTEMPTS", "Database", "unavailable"]
 
-#: How long a statement waits for another process' lock on an SQLite file, in seconds.
-SQLITE_BUSY = 1.0
-#: How long connecting to a server may take, in whole seconds.
-CONNECT_TIMEOUT = 5
+T = TypeVar("T")
 
-_SUPPORTED = ("sqlite", "postgresql", "mysql", "mariadb")
-_CONNECT_ARGS: dict[str, dict[str, Any]] = {
-    "pysqlite": {"timeout": SQLITE_BUSY},
-    "psycopg": {"connect_timeout": CONNECT_TIMEOUT},
-    "psycopg2": {"connect_timeout": CONNECT_TIMEOUT},
-    # a server that hangs must not hold the auditor for ever
-    "pymysql": {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": 60, "write_timeout": 60},
-    "mysqldb": {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": 60, "write_timeout": 60},
-}
+#: How often a transaction is tried that the database ends for the sake of another one.
+ATTEMPTS = 5
+
+#: How the databases say that a transaction had to give way: SQLSTATE for a serialization
+#: failure, a deadlock and a lock that was not to be had; and the numbers of MySQL and MariaDB
+#: for a deadlock, a lock, and a row that has changed since the transaction's snapshot.
+_GAVE_WAY = {"40001", "40P01", "55P03", 1213, 1205, 1020}
 
 
 @contextmanager
@@ -40,7 +45,7 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except DBAPIError as exc:
-        raise AuditUnavailable(f"the audit database refused: {exc.orig}") from exc
+        raise AuditUnavailable(f"the audit database refused: {_reason(exc.orig)}") from exc
     except (SQLAlchemyError, OSError) as exc:
         raise AuditUnavailable(f"the audit database cannot be used: {exc}") from exc
 
@@ -49,38 +54,55 @@ class Database:
     """The audit database of one process, and of each process forked from it.
 
     Arguments:
-        url: an SQLAlchemy URL.
+        source: an SQLAlchemy URL, or what :mod:`celery_delay.audit.sources` has made of one.
+        schema: the schema (on MySQL and MariaDB: the database) that has our tables; ``None``
+            for the connection's default.
+        timeout: how long the database may keep the auditor waiting, in seconds; see
+            :mod:`celery_delay.audit.limits`.
 
     Raises:
-        InvalidSetting: no URL, an unsupported database, an SQLite file without an absolute
-            path, or a driver that is not installed (found at the first connection).
+        InvalidSetting: a URL that cannot work, a driver that is not installed, or a schema on
+            SQLite.
     """
 
-    def __init__(self, url: str | URL) -> None:
-        try:
-            self.url = make_url(url)
-            self._backend = self.url.get_backend_name()
-        except ArgumentError as exc:
-            raise InvalidSetting("delay_database_url is not a URL that SQLAlchemy reads") from exc
-        if self._backend not in _SUPPORTED:
-            names = ", ".join(_SUPPORTED)
-            raise InvalidSetting(f"delay_database_url must name one of {names}: {self}")
-        if self.is_sqlite and not _is_absolute(self.url.database or ""):
+    def __init__(
+        self, source: str | URL | Source, *, schema: str | None = None, timeout: float = 5.0
+    ) -> None:
+        self.source = source if isinstance(source, Source) else from_url(source)
+        self.schema = schema
+        self.timeout = timeout
+        if self.is_sqlite and schema is not None:
             raise InvalidSetting(
-                "delay_database_url must have the absolute path of a file, as in"
-                f" sqlite:////var/lib/shop/delay.db: {self}"
+                "delay_database_schema is for PostgreSQL, MySQL and MariaDB; SQLite has no schemas:"
+                " leave it out, or name another file"
             )
         self._engine: Engine | None = None
         self._pid = 0
 
+    @classmethod
+    def of(cls, settings: Settings) -> Database:
+        """The database that the settings name; raises InvalidSetting."""
+        if settings.database_engine is not None:
+            source = from_engine(settings.database_engine)
+        elif settings.database_url is not None:
+            source = from_url(settings.database_url)
+        else:
+            raise InvalidSetting("delay_database_url is not set")
+        return cls(source, schema=settings.database_schema, timeout=settings.database_timeout)
+
     def __str__(self) -> str:
         """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        return str(self.source)
+
+    @property
+    def url(self) -> URL:
+        """The URL, with the driver that is used."""
+        return self.source.url
 
     @property
     def is_sqlite(self) -> bool:
         """Whether the database is a file of our own, which we migrate ourselves."""
-        return self._backend == "sqlite"
+        return self.url.get_backend_name() == "sqlite"
 
     @property
     def engine(self) -> Engine:
@@ -89,7 +111,7 @@ class Database:
             if self._engine is not None:
                 # the parent goes on using these connections: forget them, close nothing
                 self._engine.dispose(close=False)
-            self._engine, self._pid = self._make(), os.getpid()
+            self._engine, self._pid = self._make(Limits.of(self.timeout)), os.getpid()
         return self._engine
 
     @contextmanager
@@ -108,6 +130,44 @@ class Database:
         with unavailable(), self.engine.execution_options(begin=lock).begin() as connection:
             yield connection
 
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Do *work* in one transaction, and again if that had to give way to another one.
+
+        That is a deadlock, a serialization failure, or a lock that was not to be had.  A
+        repeat begins within the database's time-out, and after some :data:`ATTEMPTS` the
+        last error is raised.
+
+        Raises:
+            AuditUnavailable: nothing of *work* was kept, unless the connection broke amid the
+                commit; so *work* must recognise what it did before.
+        """
+        again = Retrying(
+            retry=retry_if_exception(_gave_way),
+            wait=wait_random_exponential(multiplier=0.02, max=0.5),
+            stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(self.timeout * 0.9),
+            reraise=True,
+        )
+        done: T = again(self._write, work)
+        return done
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        with self.writing() as connection:
+            return work(connection)
+
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        """One transaction that changes tables, with time for it; raises AuditUnavailable."""
+        if self.is_sqlite:
+            with self.writing("EXCLUSIVE") as connection:
+                yield connection
+            return
+        engine = self._make(Limits.of_migration(self.timeout))
+        try:
+            with unavailable(), engine.begin() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+
     def use_wal(self) -> None:
         """Let readers of an SQLite file go on while somebody writes; kept in the file."""
         with unavailable(), self.engine.connect().execution_options(begin="") as connection:
@@ -119,29 +179,47 @@ class Database:
             self._engine.dispose(close=self._pid == os.getpid())
             self._engine = None
 
-    def _make(self) -> Engine:
-        try:
-            driver = self.url.get_driver_name()
-            engine = create_engine(
-                self.url,
-                connect_args=_CONNECT_ARGS.get(driver, {}),
-                # one for the auditor; more only while somebody reads at the same time
-                pool_size=1,
-                max_overflow=9,
-                pool_pre_ping=not self.is_sqlite,
-                # arguments of tasks do not belong into logs and tracebacks
-                hide_parameters=True,
-            )
-        except (ImportError, NoSuchModuleError) as exc:
-            raise InvalidSetting(f"the driver for {self} is not installed: {exc}") from exc
+    def _make(self, limits: Limits) -> Engine:
+        engine = self.source.make(connect_args(self.url, limits))
+        if self.schema is not None:
+            engine.update_execution_options(schema_translate_map={None: self.schema})
         if self.is_sqlite:
             event.listen(engine, "connect", _on_sqlite_connect)
             event.listen(engine, "begin", _on_sqlite_begin)
+        elif self.source.ready is not None:
+            event.listen(engine, "connect", lambda raw, _: _in_transactions(engine, raw))
+        impose(engine, limits)
         return engine
 
 
-def _is_absolute(path: str) -> bool:
-    return os.path.isabs(path.removeprefix("file:").partition("?")[0])
+def _gave_way(exc: BaseException) -> bool:
+    """Whether a transaction failed because of another one, and can be repeated."""
+    cause = exc.__cause__
+    if not isinstance(cause, DBAPIError):
+        return False
+    error: Any = cause.orig
+    code = error.args[0] if error.args else None
+    # SQLite has no code in Python 3.10
+    return bool({code, *_sqlstates(error)} & _GAVE_WAY) or "is locked" in str(code)
+
+
+def _reason(error: Any) -> str:
+    """A driver's message, on one line."""
+    text = str(error).strip()
+    # below the first line, PostgreSQL shows the statement and the row
+    return text.partition("\n")[0] if any(_sqlstates(error)) else " ".join(text.split())
+
+
+def _sqlstates(error: Any) -> tuple[str | None, str | None]:
+    """An error's SQLSTATE under the names that the drivers have for it."""
+    return getattr(error, "sqlstate", None), getattr(error, "pgcode", None)
+
+
+def _in_transactions(engine: Engine, raw: Any) -> None:
+    # an engine that was given may commit each statement by itself; a batch is all or nothing
+    level = engine.dialect.default_isolation_level
+    if level is not None:
+        engine.dialect.set_isolation_level(raw, level)
 
 
 def _on_sqlite_connect(connection: Any, _record: Any) -> None:

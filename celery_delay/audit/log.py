@@ -84,7 +84,7 @@ class SQLAuditLog:
         """
         if self.database.is_sqlite:
             self.database.use_wal()
-        with self.database.writing("EXCLUSIVE") as connection:
+        with self.database.migrating() as connection:
             uuid = schema.upgrade(connection)
             if adopt is not None and adopt != uuid:
                 schema.adopt(connection, adopt)
@@ -135,20 +135,26 @@ class SQLAuditLog:
                 extra={"event": "events_unreadable"},
             )
             events = sound
-        with self.database.writing() as connection:
-            if not _advance(connection, expected, events, last_id):
-                return None
-            rows = _unseen(connection, expected.shard, events)
-            if rows:
-                insert_rows(connection, event, map(event_row, rows))
-                entries, tasks = fold(rows, _known_runs(connection, rows))
-                merge_rows(connection, entry, entries)
-                merge_rows(connection, task, tasks)
-            return list(_endings(connection, events))
+        return self.database.write(lambda one: _take(one, expected, events, last_id))
 
     def close(self) -> None:
         """Close this process' connections."""
         self.database.close()
+
+
+def _take(
+    connection: Connection, expected: JournalPosition, events: Sequence[Event], last_id: str
+) -> list[Ending] | None:
+    """One batch, within a transaction that may be repeated."""
+    if not _advance(connection, expected, events, last_id):
+        return None
+    rows = _unseen(connection, expected.shard, events)
+    if rows:
+        insert_rows(connection, event, map(event_row, rows))
+        entries, tasks = fold(rows, _known_runs(connection, rows))
+        merge_rows(connection, entry, entries)
+        merge_rows(connection, task, tasks)
+    return list(_endings(connection, events))
 
 
 def _advance(

@@ -64,7 +64,8 @@ def _write(connection: Connection, table: Table, rows: Iterable[Row], merge: boo
             columns = {name: [row[name] for row in alike] for name in names}
             connection.execute(_of_arrays(table, names, merge), columns)
         else:
-            text, order = _of_rows(connection.dialect, table, names, merge)
+            schemas = connection.get_execution_options().get("schema_translate_map", {})
+            text, order = _of_rows(connection.dialect, schemas.get(None), table, names, merge)
             values = list(map(itemgetter(*order), alike)) if order else alike
             connection.exec_driver_sql(text, values)
 
@@ -84,11 +85,14 @@ def _of_arrays(table: Table, names: tuple[str, ...], merge: bool) -> Insert:
 
 @lru_cache
 def _of_rows(
-    dialect: Dialect, table: Table, names: tuple[str, ...], merge: bool
+    dialect: Dialect, schema: str | None, table: Table, names: tuple[str, ...], merge: bool
 ) -> tuple[str, list[str] | None]:
     """The statement's text, and the order of its parameters; ``None`` if they have names."""
     statement = _upsert(dialect.name, table, names) if merge else insert(table)
-    compiled: Any = statement.compile(dialect=dialect, column_keys=list(names))
+    place: Any = {"schema_translate_map": {None: schema}, "render_schema_translate": True}
+    compiled: Any = statement.compile(
+        dialect=dialect, column_keys=list(names), **(place if schema is not None else {})
+    )
     return str(compiled), compiled.positiontup
 
 

@@ -1,4 +1,8 @@
-"""Making and migrating the audit tables, with a version table of their own."""
+"""Making and migrating the audit tables, with a version table of their own.
+
+All of it happens in the schema that the connection's :class:`Database` names: SQLAlchemy
+puts its name into our statements, and Alembic and the inspector are told it here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, delete, insert, inspect, select, text, update
+from sqlalchemy.schema import CreateSchema
 
 from celery_delay.audit.tables import cursor, meta
 from celery_delay.exceptions import SchemaOutdated
@@ -23,6 +28,7 @@ __all__ = [
     "has_tables",
     "is_current",
     "read_uuid",
+    "schema_of",
     "upgrade",
 ]
 
@@ -48,13 +54,21 @@ def _migrations() -> ScriptDirectory:
     return ScriptDirectory.from_config(alembic_config())
 
 
+def schema_of(connection: Connection) -> str | None:
+    """The schema that has our tables; ``None`` for the connection's default."""
+    schemas = connection.get_execution_options().get("schema_translate_map", {})
+    found: str | None = schemas.get(None)
+    return found
+
+
 def is_current(connection: Connection) -> bool:
     """Whether the tables are those of this release.
 
     Raises:
         SchemaOutdated: they were made by a newer release.
     """
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    place = {"version_table": VERSION_TABLE, "version_table_schema": schema_of(connection)}
+    context = MigrationContext.configure(connection, opts=place)
     found = context.get_current_revision()
     if found is None:
         return False
@@ -71,15 +85,20 @@ def is_current(connection: Connection) -> bool:
 def upgrade(connection: Connection) -> str:
     """Bring the tables to this release's version, within the caller's transaction.
 
-    Safe to repeat.  Of several processes at once, the later ones wait and find nothing to do
-    (on MySQL they fail: it commits each statement of a schema by itself, and a crash leaves
-    what was done; elsewhere it leaves the tables as they were).
+    A schema that is not there is made; it is never dropped.  Safe to repeat.  Of several
+    processes at once, the later ones wait and find nothing to do (on MySQL they fail: it
+    commits each statement of a schema by itself, and a crash leaves what was done; elsewhere
+    it leaves the tables as they were).
 
     Returns:
         The database's uuid, drawn now if it has none.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+    wanted = schema_of(connection)
+    # not IF NOT EXISTS: that needs the right to create one, even where it is there
+    if wanted is not None and wanted not in inspect(connection).get_schema_names():
+        connection.execute(CreateSchema(wanted))
     try:
         if not is_current(connection):
             command.upgrade(alembic_config(connection), "head")
@@ -94,7 +113,7 @@ def upgrade(connection: Connection) -> str:
 
 def has_tables(connection: Connection) -> bool:
     """Whether the database has audit tables, of whatever version."""
-    return inspect(connection).has_table(meta.name)
+    return inspect(connection).has_table(meta.name, schema=schema_of(connection))
 
 
 def read_uuid(connection: Connection) -> str | None:

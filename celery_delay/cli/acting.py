@@ -103,7 +103,7 @@ def _remembered(delayed: CeleryDelay, task_id: str) -> CancelOutcome:
     Redis forgets a task with its hand-off, and the result backend hears of it from the worker
     at its end: in between, only the audit can tell TOO_LATE from NOT_FOUND.
     """
-    if delayed.settings.database_url is None:
+    if not delayed.settings.has_database:
         return CancelOutcome.NOT_FOUND
     try:
         known = open_audit(delayed).task(task_id)

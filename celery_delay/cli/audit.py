@@ -22,7 +22,7 @@ def open_audit(delayed: CeleryDelay) -> AuditQueries:
     """
     from celery_delay.audit.queries import AuditQueries
 
-    if delayed.settings.database_url is None:
+    if not delayed.settings.has_database:
         raise InvalidSetting(
             "this needs the audit, and delay_database_url is not set"
             " (without it: `list` for what waits, `show ID` for one task)"

@@ -68,7 +68,7 @@ def show_command(delayed: CeleryDelay, out: Output, *, task_id: str) -> int:
 
 def _audited(delayed: CeleryDelay, task_id: str) -> tuple[dict[str, Any] | None, str | None]:
     """The audit's document, or why there is none."""
-    if delayed.settings.database_url is None:
+    if not delayed.settings.has_database:
         return None, None
     try:
         queries = open_audit(delayed)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from sqlalchemy import inspect, select, text
+from sqlalchemy import select
 
 from celery_delay.audit.database import Database
 from celery_delay.audit.log import SQLAuditLog
-from celery_delay.audit.tables import cursor, entry, epoch, event, metadata, task
+from celery_delay.audit.tables import cursor, entry, epoch, event, task
 from celery_delay.entries import EntryId, Event
 from celery_delay.ports import Ending
 
-__all__ = ["EPOCH", "STORY", "T0", "Journal", "emptied", "rows", "take"]
+__all__ = ["EPOCH", "STORY", "T0", "Journal", "rows", "take"]
 
 T0 = 1_700_000_000_000
 EPOCH = T0 - 5_000
@@ -84,22 +83,3 @@ def rows(database: Database) -> dict[str, list[dict[str, Any]]]:
             ]
             for table in (task, entry, event, epoch, cursor)
         }
-
-
-@contextmanager
-def emptied(url: str) -> Iterator[Database]:
-    """The database at *url* without tables of ours, before and after."""
-    database = Database(url)
-    _drop(database)
-    try:
-        yield database
-    finally:
-        _drop(database)
-        database.close()
-
-
-def _drop(database: Database) -> None:
-    with database.writing() as connection:
-        metadata.drop_all(connection)
-        if inspect(connection).has_table("celery_delay_version"):
-            connection.execute(text("DROP TABLE celery_delay_version"))

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,23 +25,9 @@ from celery_delay.entries import EntryId, Event
 from celery_delay.exceptions import AuditUnavailable, SchemaOutdated
 from celery_delay.ports import Ending, JournalPosition
 from celery_delay.states import State
-from tests.contract.audit_rows import EPOCH, STORY, T0, Journal, emptied, rows, take
+from tests.contract.audit_rows import EPOCH, STORY, T0, Journal, rows, take
 
 CHORD = {"task": "shop.tasks.sum_up", "args": [], "kwargs": {"of": "día"}}
-
-
-@pytest.fixture(params=["sqlite", "postgres", "mysql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/audit.db"
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-@pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    with emptied(url) as database:
-        yield database
 
 
 @pytest.fixture
@@ -220,9 +205,9 @@ def test_events_of_one_journal_entry_are_told_apart(
 
 
 def test_of_two_drainers_at_the_same_place_one_writes(
-    log: SQLAuditLog, url: str, database: Database, journal: Journal
+    log: SQLAuditLog, sql_url: str, database: Database, journal: Journal
 ) -> None:
-    rival = SQLAuditLog(url)
+    rival = SQLAuditLog(sql_url)
     seen, seen_by_rival = log.position(0, EPOCH), rival.position(0, EPOCH)
     events = journal.life()
 
@@ -670,10 +655,10 @@ def drainer(url: str, tasks: int) -> subprocess.Popen[str]:
 
 
 def test_two_processes_that_drain_at_once_write_each_event_once(
-    log: SQLAuditLog, url: str, database: Database, queries: AuditQueries
+    log: SQLAuditLog, sql_url: str, database: Database, queries: AuditQueries
 ) -> None:
     tasks = 200
-    drainers = [drainer(url, tasks) for _ in range(2)]
+    drainers = [drainer(sql_url, tasks) for _ in range(2)]
     for one in drainers:
         assert one.stdout is not None
         assert one.stdout.readline() == "ready\n"
@@ -721,7 +706,7 @@ _HOLD = """
 def test_while_another_process_holds_an_sqlite_file_nothing_is_lost(
     tmp_path: Path, journal: Journal
 ) -> None:
-    log = SQLAuditLog(f"sqlite:///{tmp_path}/audit.db")
+    log = SQLAuditLog(Database(f"sqlite:///{tmp_path}/audit.db", timeout=1.0))
     log.migrate()
     events = journal.life()
     take(log, events[:2])

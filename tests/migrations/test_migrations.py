@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,24 +18,10 @@ from celery_delay.audit import schema
 from celery_delay.audit.database import Database
 from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.tables import metadata
-from celery_delay.exceptions import AuditUnavailable, InvalidSetting, SchemaOutdated
-from tests.contract.audit_rows import EPOCH, Journal, emptied, rows, take
+from celery_delay.exceptions import AuditUnavailable, SchemaOutdated
+from tests.contract.audit_rows import EPOCH, Journal, rows, take
 
 OURS = {*metadata.tables, schema.VERSION_TABLE}
-
-
-@pytest.fixture(params=["sqlite", "postgres", "mysql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/audit.db"
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-@pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    with emptied(url) as database:
-        yield database
 
 
 def tables(connection: Connection) -> set[str]:
@@ -250,32 +235,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         SQLAuditLog(f"sqlite:///{file}").prepare()
 
 
-# --- URLs ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("sqlite:///audit.db", "absolute"),
-        ("sqlite://", "absolute"),
-        ("sqlite:///:memory:", "absolute"),
-        ("sqlite:///file:audit.db?uri=true", "absolute"),
-        ("oracle://scott:tiger@host/db", "one of sqlite"),
-        ("no url at all", "not a URL"),
-    ],
-)
-def test_a_url_that_cannot_work_is_refused_at_once(url: str, words: str) -> None:
-    with pytest.raises(InvalidSetting, match=words) as raised:
-        Database(url)
-    assert "tiger" not in str(raised.value)
-
-
-def test_a_driver_that_is_missing_is_named(tmp_path: Path) -> None:
-    log = SQLAuditLog("postgresql+pg8000://ann:secret@host/db")
-
-    with pytest.raises(InvalidSetting, match="pg8000") as raised:
-        log.prepare()
-    assert "secret" not in str(raised.value)
+# --- servers -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])

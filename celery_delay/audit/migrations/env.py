@@ -6,7 +6,7 @@ from typing import Any
 
 from alembic import context
 
-from celery_delay.audit.schema import VERSION_TABLE
+from celery_delay.audit.schema import VERSION_TABLE, schema_of
 from celery_delay.audit.tables import metadata
 
 
@@ -15,10 +15,12 @@ def ours(name: str | None, kind: str, parents: Any) -> bool:
     return kind != "table" or (name or "") in metadata.tables
 
 
+connection = context.config.attributes["connection"]
 context.configure(
-    connection=context.config.attributes["connection"],
+    connection=connection,
     target_metadata=metadata,
     version_table=VERSION_TABLE,
+    version_table_schema=schema_of(connection),
     include_name=ours,
 )
 with context.begin_transaction():

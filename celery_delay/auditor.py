@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 #: Journal entries per read.  One entry may hold a thousand events, so this bounds the
 #: memory of a batch, and how long Redis is busy with the answer.
 PAGE = 25
+#: From the largest batch that can be set down to a single journal entry.
+MOST_HALVINGS = 14
 
 
 class _Turn(NamedTuple):
@@ -70,6 +72,8 @@ class Auditor:
         self._clock = clock
         self._turn: _Turn | None = None
         self._done = "0"
+        #: How often the batch was halved: one that takes SQL too long would never get there.
+        self._halvings = 0
 
     def verify(self) -> str:
         """Make sure that the database is usable and belongs to this store; its uuid.
@@ -96,7 +100,8 @@ class Auditor:
         """Drain one batch as the leader of *term*.
 
         A batch ends at ``delay_drain_batch`` journal entries, or with the page that brings
-        as many events.  Safe to repeat after any error and any crash.
+        as many events.  After a failure of SQL the next is half as large, and they grow back.
+        Safe to repeat after any error and any crash.
 
         Returns:
             How many journal entries it took; 0 when nothing is left (or this Redis history
@@ -107,8 +112,12 @@ class Auditor:
             ForeignDatabase: see :meth:`verify`.
         """
         try:
-            return self._drain(term)
-        except Exception:
+            drained = self._drain(term)
+            self._halvings = max(0, self._halvings - 1)
+            return drained
+        except Exception as exc:
+            if isinstance(exc, AuditUnavailable):
+                self._halvings = min(self._halvings + 1, MOST_HALVINGS)
             # whatever comes back need not be what went away
             self._turn = None
             raise
@@ -155,7 +164,7 @@ class Auditor:
 
     def _read(self) -> list[tuple[str, list[Event]]]:
         """Journal entries behind what is done, the oldest first."""
-        limit = self._settings.drain_batch
+        limit = max(1, self._settings.drain_batch >> self._halvings)
         batch: list[tuple[str, list[Event]]] = []
         after, events = self._done, 0
         while len(batch) < limit and events < limit:

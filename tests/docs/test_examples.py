@@ -10,19 +10,24 @@ from __future__ import annotations
 import contextlib
 import doctest
 import importlib
+import re
 import shlex
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sybil import Document, Example
 from sybil.parsers.rest import CodeBlockParser, DocTestParser, PythonCodeBlockParser
 
 import celery_delay
+from celery_delay.audit.database import Database
+from celery_delay.audit.log import SQLAuditLog
 from celery_delay.embedded import EmbeddedRedis
 from tests.processes import CeleryProcess, ProcessHarness, wait_until
 
@@ -165,13 +170,31 @@ def test_python_blocks_are_python(source: str) -> None:
     compile(source, "<docs>", "exec")
 
 
-@pytest.mark.parametrize("source", [pytest.param(text, id=name) for name, text in blocks("sql")])
-def test_sql_blocks_run_on_the_audit_tables(source: str, tmp_path: Path) -> None:
-    from celery_delay.audit.log import SQLAuditLog
+def test_sql_blocks_run_on_every_audit_database(database: Database) -> None:
+    SQLAuditLog(database).migrate()
+    values = {"task_id": "x", "since_ms": 0, "before_ms": 1}
 
-    database = tmp_path / "delay.db"
-    log = SQLAuditLog(f"sqlite:///{database}")
-    log.migrate()
-    log.database.close()
-    with contextlib.closing(sqlite3.connect(database)) as db:
-        assert db.execute(source, {"task_id": "x"} if ":task_id" in source else {}).fetchall() == []
+    for name, source in blocks("sql"):
+        used = {key: value for key, value in values.items() if f":{key}" in source}
+        with database.reading() as connection:
+            assert connection.execute(text(source), used).all() == [], name
+
+
+def test_what_the_page_says_of_instants_is_true(database: Database) -> None:
+    names = {"postgresql": "PostgreSQL", "mysql": "MySQL, MariaDB", "sqlite": "SQLite"}
+    page = (DOCS / "howto" / "audit.rst").read_text()
+    with database.reading() as connection:
+        row = page.partition(f"   * - {names[connection.dialect.name]}\n")[2]
+        an_hour_ago, for_people = re.findall(r"``(.*?)``", row)[:2]
+        if connection.dialect.name == "mysql":
+            connection.execute(text("SET time_zone = '+00:00'"))
+
+        found = float(connection.scalar(text(f"SELECT {an_hour_ago}")))
+        assert abs(found / 1000 - (time.time() - 3600)) < 60
+
+        one = "(SELECT 1700000000000 AS at_ms) AS one"
+        told = connection.scalar(text(f"SELECT {for_people} FROM {one}"))
+        if connection.dialect.name == "postgresql":
+            assert told.timestamp() == 1_700_000_000
+        else:
+            assert str(told).startswith("2023-11-14 22:13:20")

@@ -188,6 +188,25 @@ def test_a_batch_of_large_entries_ends_with_the_page_that_fills_it(world: World)
     assert world.largest_read == PAGE
 
 
+def test_a_batch_that_sql_does_not_manage_in_time_is_tried_as_a_smaller_one(world: World) -> None:
+    for number in range(400):
+        world.write(State.SCHEDULED, f"t{number}")
+    drain = auditor(world)
+    for _ in range(3):
+        world.fails["take"] = AuditUnavailable("canceling statement due to statement timeout")
+        with pytest.raises(AuditUnavailable):
+            drain.run_once(1)
+
+    # an eighth, and then they grow back
+    assert [drain.run_once(1) for _ in range(5)] == [12, 25, 50, 100, 100]
+
+    for _ in range(50):
+        world.fails["take"] = AuditUnavailable("away")
+        with pytest.raises(AuditUnavailable):
+            drain.run_once(1)
+    assert drain.run_once(1) == 1
+
+
 def test_an_entry_that_could_not_be_decoded_is_passed(world: World) -> None:
     world.write(State.SCHEDULED)
     world.write(State.SCHEDULED, "a")

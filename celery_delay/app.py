@@ -236,8 +236,7 @@ class CeleryDelay:
     @cached_property
     def audit_log(self) -> Any:
         """The SQL side; ``delay_database_url`` or ``delay_database_engine`` must be set."""
-        database = symbol_by_name("celery_delay.audit.database:Database").of(self.settings)
-        return symbol_by_name("celery_delay.audit.log:SQLAuditLog")(database)
+        return symbol_by_name("celery_delay.audit.log:SQLAuditLog").of(self.settings)
 
     def links(self) -> Links:
         """New connections to the store.

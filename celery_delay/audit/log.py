@@ -32,6 +32,7 @@ from celery_delay.audit.tables import cursor, entry, epoch, event, task
 from celery_delay.entries import EntryId, Event
 from celery_delay.exceptions import SchemaOutdated
 from celery_delay.ports import Ending, JournalPosition
+from celery_delay.settings import Settings
 from celery_delay.states import State
 
 __all__ = ["SQLAuditLog"]
@@ -55,6 +56,11 @@ class SQLAuditLog:
 
     def __init__(self, database: str | URL | Database) -> None:
         self.database = database if isinstance(database, Database) else Database(database)
+
+    @classmethod
+    def of(cls, settings: Settings) -> SQLAuditLog:
+        """The log in the database that the settings name; raises InvalidSetting."""
+        return cls(Database.of(settings))
 
     # -- the schema ---------------------------------------------------------------------
 

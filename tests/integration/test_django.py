@@ -135,10 +135,16 @@ except KeyError:
     found.append(app.delayed.count())
 with transaction.atomic():
     found.append(place())
-print([*found, app.delayed.count()])
+found.append(app.delayed.count())
+
+# an async view
+from asgiref.sync import async_to_sync, sync_to_async
+async def view():
+    return await sync_to_async(cancel_unpaid.apply_delayed)((2,), countdown=60)
+print([*found, async_to_sync(view)().delay_state.value])
 """
 
-    assert in_shell(site, code) == [True, 0, 0, 1]
+    assert in_shell(site, code) == [True, 0, 0, 1, "SCHEDULED"]
 
 
 @pytest.mark.parametrize("aware", [True, False])
@@ -163,29 +169,36 @@ def test_a_server_that_forks_after_it_has_scheduled(site: Website) -> None:
     # Given a parent that has used its connection, as with gunicorn --preload
     code = """
 import os
+import redis
 from proj.celery import app
 from shop.tasks import cancel_unpaid
-cancel_unpaid.delay_for(60, 0)
-children = []
-for child in range(2):
-    pid = os.fork()
-    if not pid:
-        try:
-            for number in range(25):
-                result = cancel_unpaid.delay_for(60, child * 100 + number)
-                assert app.delayed.get(result.id).eta_ms == result._eta_ms
-        except BaseException as exc:
-            print(repr(exc))
-            os._exit(1)
-        os._exit(0)
-    children.append(pid)
-for number in range(25):
-    assert cancel_unpaid.delay_for(60, number).delay_state == "SCHEDULED"
-ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-print([ended, app.delayed.count()])
+
+server = redis.Redis.from_url(os.environ["CELERY_BROKER_URL"])
+connected = [len(server.client_list())]
+cancel_unpaid.delay_for(60, 1)
+connected.append(len(server.client_list()))
+scheduled, tell = os.pipe()
+stay, leave = os.pipe()
+child = os.fork()
+if not child:
+    cancel_unpaid.delay_for(60, 2)
+    os.write(tell, b"!")
+    os.close(leave)
+    os.read(stay, 1)  # the connection is open until the parent has looked
+    os._exit(0)
+os.read(scheduled, 1)
+connected.append(len(server.client_list()))
+cancel_unpaid.delay_for(60, 3)
+connected.append(len(server.client_list()))
+os.close(leave)
+os.waitpid(child, 0)
+print([app.delayed.count(), *connected])
 """
 
-    assert in_shell(site, code) == [[0, 0], 1 + 3 * 25]
+    count, _, parent, child, again = in_shell(site, code)
+
+    # then the child has one of its own, and the parent goes on with its
+    assert (count, child, again) == (3, parent + 1, parent + 1)
 
 
 def test_a_shared_task_where_no_app_is_known(site: Website) -> None:

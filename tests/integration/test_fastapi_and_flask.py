@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from celery_delay.embedded import EmbeddedRedis
@@ -56,17 +60,42 @@ def test_fastapi(new_site: Callable[..., Website]) -> None:
     assert len(listed) == 80
 
 
-def test_fastapi_without_a_redis(
+def test_fastapi_while_redis_hangs_and_when_it_is_gone(
     new_site: Callable[..., Website], new_redis: Callable[..., EmbeddedRedis]
 ) -> None:
-    site = new_site("fastapi_shop", "tasks")
-    gone = new_redis()
-    site.procs.env["CELERY_BROKER_URL"] = gone.tcp_url
-    gone.stop()
-
+    server = new_redis()
+    site = new_site("fastapi_shop", "tasks", CELERY_BROKER_URL=server.tcp_url)
     site.serve("-m", "uvicorn", "main:app", "--port", str(site.port))
+    site.post("/orders/1/later", 201)
+    assert server.pid is not None
 
-    answer = site.client.post("/orders/1")
+    # When Redis hangs during a call of an async endpoint
+    def took(method: str, path: str) -> tuple[float, httpx.Response]:
+        begun = time.monotonic()
+        answer = httpx.request(method, f"http://127.0.0.1:{site.port}/{path}", timeout=20)
+        return time.monotonic() - begun, answer
+
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            pending = threads.submit(took, "POST", "orders/2/later")
+            others = []
+            while not pending.done():
+                others.append(took("GET", "openapi.json")[0])
+        waited, answer = pending.result()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+    # Then the caller is told what is known, and nobody else waited for it
+    assert answer.status_code == 503
+    assert answer.json()["task"]
+    assert max(others) < waited / 2
+
+    # When there is none
+    server.stop()
+
+    # Then the caller is told to try again
+    answer = site.client.post("/orders/3")
     assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1"), answer.text
 
 

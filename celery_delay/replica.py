@@ -68,6 +68,8 @@ class _Shard:
         self._wake = links.waiter(keys.wake)
         self._handover = links.waiter(keys.handover)
         self._led: int | None = None
+        #: The term at whose beginning the server was looked at.
+        self._inspected: int | None = None
         #: Why this replica must not lead; it may when its audit database has been looked at.
         self._barred = ""
         number = keys.shard
@@ -156,11 +158,25 @@ class _Shard:
 
     def _dispatch(self) -> float:
         if self.elector.term() is not None:
+            if self._led != self._inspected:
+                self._inspected = self._led
+                self._warn_of_eviction()
             return self._dispatcher.run_once(self.elector.term)
         sighting = self.elector.sighting
         if sighting is not None:
             self._dispatcher.steal(*sighting)
         return LONGEST_WAIT
+
+    def _warn_of_eviction(self) -> None:
+        policy = self._store.eviction()
+        if policy:
+            what = "delayed tasks" if policy.startswith("allkeys-") else "marks of repeated calls"
+            logger.error(
+                "when full, Redis throws %s away (maxmemory-policy %s): set noeviction",
+                what,
+                policy,
+                extra={"event": "eviction_possible", "policy": policy},
+            )
 
     def _wait_for_due(self, seconds: float) -> None:
         if self.elector.term() is None:

@@ -96,7 +96,7 @@ class Link:
                 raise
             # the next connection may lead elsewhere: a replica has taken its primary's place
             self.close()
-            raise StoreUnavailable(explain(exc, command[0], self.user)) from exc
+            raise StoreUnavailable(explain(exc, command[0], self, self.user)) from exc
         except (RedisError, OSError) as exc:
             self.close()
             raise AnswerLost(str(exc)) from exc
@@ -182,7 +182,7 @@ class Waiter:
             return True
         except (RedisError, OSError) as exc:
             self.close()
-            text = explain(exc, "BLPOP", self._link.user)
+            text = explain(exc, "BLPOP", self._link, self._link.user)
             raise StoreUnavailable(f"lost the waiting connection: {text}") from exc
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-__all__ = ["AnswerLost", "denied_in_script", "explain", "is_refusal", "unreachable"]
+__all__ = ["AnswerLost", "denied_in_script", "explain", "is_refusal", "replica", "unreachable"]
 
 #: Answers by which a server says that it did nothing and will not do it now.
 _REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
@@ -42,8 +42,15 @@ def is_refusal(error: ResponseError) -> bool:
     return isinstance(error, _REFUSALS) or _REFUSED.search(str(error)) is not None
 
 
-def explain(error: Exception, command: object, user: str | None) -> str:
-    """The server's words, with what to grant if an ACL is in the way."""
+def explain(error: Exception, command: object, where: object, user: str | None) -> str:
+    """The server's words, and what to do where that is known.
+
+    Arguments:
+        where: the server, as its link calls it.
+        user: who we are to it; ``None`` where that is not known.
+    """
+    if isinstance(error, ReadOnlyError):
+        return replica(where)
     if not isinstance(error, NoPermissionError):
         return f"Redis refuses: {error}"
     who = f"the user {user!r}" if user else "this user"
@@ -55,6 +62,14 @@ def explain(error: Exception, command: object, user: str | None) -> str:
         what = f"a key of {command}"
         grant = "grant it the pattern of celery-delay's keys"
     return f"Redis does not allow {who} {what}: {grant} ({_PAGE}); it says: {error}"
+
+
+def replica(where: object, of: str = "") -> str:
+    """What to say of a server that only follows another one."""
+    return (
+        f"{where} is a replica{of}, and nothing can be written there: give the primary's"
+        " address, or that of its Sentinels"
+    )
 
 
 def denied_in_script(error: Exception, name: str, text: str, user: str | None) -> str | None:

@@ -25,6 +25,13 @@ class Histories(Shard):
         with self._link() as link:
             return str(scripts.server_of(link)["run_id"])
 
+    def eviction(self) -> str:
+        """The policy by which the server may throw keys away; "" if it never does."""
+        text = self._read("INFO", "memory").decode()
+        memory = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        policy = memory.get("maxmemory_policy", "noeviction")
+        return "" if policy == "noeviction" or memory.get("maxmemory", "0") == "0" else policy
+
     def begin_epoch(self, *, term: int, known_epoch: int) -> tuple[int, str] | None:
         """Name the server's present history; only the leader of *term* can.
 

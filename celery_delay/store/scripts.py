@@ -26,7 +26,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from celery_delay.exceptions import StoreUnavailable, UnsupportedBroker
 from celery_delay.store.connection import AnswerLost, Link
-from celery_delay.store.failures import denied_in_script
+from celery_delay.store.failures import denied_in_script, replica
 from celery_delay.store.keys import ShardKeys
 
 __all__ = ["Script", "load", "run", "server_of", "sha1"]
@@ -154,10 +154,8 @@ def _check(link: Link, info: Mapping[str, str]) -> None:
     if info.get("role") == "slave":
         # the next connection may lead elsewhere
         link.close()
-        raise StoreUnavailable(
-            f"{link} is a replica, of {info.get('master_host')}:{info.get('master_port')}, and"
-            " nothing can be written there: give the primary's address, or that of Sentinels"
-        )
+        primary = f"{info.get('master_host')}:{info.get('master_port')}"
+        raise StoreUnavailable(replica(link, f", of {primary}"))
 
 
 def run(

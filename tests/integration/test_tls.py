@@ -16,6 +16,7 @@ import trustme
 
 from celery_delay.embedded import EmbeddedRedis, die_with_parent
 from celery_delay.exceptions import StoreUnavailable
+from celery_delay.loops import Bell
 from celery_delay.store import connection
 from tests.integration.running import Running, projects
 from tests.processes import wait_until
@@ -237,12 +238,13 @@ def test_client_certificates(empty: Secured) -> None:
 def test_a_waiter_wakes_up_over_tls(empty: Secured) -> None:
     store = shard(empty.url())
     waiter = store._links.waiter(store.keys.wake)
-    with socket.socket() as never:
-        assert not waiter.wait(0.1, never.fileno())
-        store.add([addition("task")])
-        assert waiter.wait(10, never.fileno())
-        assert not waiter.wait(0.05, never.fileno())
+    bell = Bell()
+    assert not waiter.wait(0.1, bell.fileno())
+    store.add([addition("task")])
+    assert waiter.wait(10, bell.fileno())
+    assert not waiter.wait(0.05, bell.fileno())
     waiter.close()
+    bell.close()
 
 
 def _own_address() -> str | None:

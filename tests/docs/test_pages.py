@@ -137,7 +137,7 @@ def test_every_decision_has_context_choice_and_price() -> None:
     decisions = sorted((DOCS / "adr").glob("0*.rst"))
     numbers = [int(page.name[:4]) for page in decisions]
 
-    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(set(numbers)) == len(numbers)
     for page in decisions:
         text = page.read_text()
         assert text.startswith(f"{page.name[:4]}: "), page

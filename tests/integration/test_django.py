@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy import URL, make_url
 
 from celery_delay.embedded import EmbeddedRedis
 from tests.integration.websites import Website, websites
 from tests.processes import wait_until
+from tests.sql import SQLDatabases, administrator, run_sql
 
 
 @pytest.fixture
@@ -220,46 +221,51 @@ except NotInstalled as exc:
     assert "app.set_default()" in told
 
 
-def test_django_and_the_audit_share_a_server_s_database(site: Website, postgres_url: str) -> None:
-    # Given a database of PostgreSQL's for this test alone
-    import psycopg
+@pytest.fixture
+def postgres(sql_databases: SQLDatabases) -> Iterator[URL]:
+    """A database of PostgreSQL's with no tables, before and after."""
+    url = make_url(sql_databases.url("postgresql"))
+    anew = ("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    with administrator(url) as engine:
+        run_sql(engine, *anew)
+        yield url
+        run_sql(engine, *anew)
 
-    parts = urlsplit(postgres_url)
-    name = f"celery_delay_django_{site.port}"
+
+def test_django_and_the_audit_share_a_server_s_database(site: Website, postgres: URL) -> None:
+    # Given a project whose DATABASES names a server
+    default = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": postgres.database,
+        "USER": postgres.username or "",
+        "PASSWORD": postgres.password or "",
+        "HOST": postgres.host or "",
+        "PORT": postgres.port or "",
+    }
     (site.folder / "proj" / "other.py").write_text(
         "from .settings import *\n"
-        "DATABASES = {'default': {'ENGINE': 'django.db.backends.postgresql',"
-        f" 'NAME': {name!r}, 'USER': {parts.username!r}, 'PASSWORD': {parts.password or ''!r},"
-        f" 'HOST': {parts.hostname!r}, 'PORT': {parts.port or ''!r}}}}}\n"
+        f"DATABASES = {{'default': {default!r}}}\n"
         "CELERY_DELAY_DATABASE_URL = database_url(DATABASES['default'])\n"
     )
     site.procs.env["DJANGO_SETTINGS_MODULE"] = "proj.other"
-    server = postgres_url.replace("+psycopg", "", 1)
-    with psycopg.connect(server, autocommit=True) as db:
-        db.execute(f"CREATE DATABASE {name}")
-    try:
-        # When both make their tables there
-        site.python("manage.py", "migrate", "-v0")
-        migrated = site.procs.run("delay", "migrate")
-        site.start()
-        task_id = in_shell(
-            site,
-            "from shop.models import Order\n"
-            "from shop.tasks import cancel_unpaid\n"
-            "print([cancel_unpaid.delay_for(0, Order.objects.create().pk).id])",
-        )[0]
 
-        # Then a task's story is beside the shop's orders, and Django has nothing to say to it
-        assert migrated.returncode == 0, migrated
-        with psycopg.connect(f"{server.rpartition('/')[0]}/{name}", autocommit=True) as db:
-            rows = "SELECT state FROM celery_delay_task WHERE task_id = %s"
-            wait_until(
-                lambda: db.execute(rows, [task_id]).fetchall() == [("SUCCEEDED",)], 30, "the story"
-            )
-            assert db.execute("SELECT state FROM shop_order").fetchall() == [("cancelled",)]
-        assert "No changes detected" in site.python("manage.py", "makemigrations", "--check")
-        site.python("manage.py", "migrate", "--check")
-    finally:
-        site.procs.close()
-        with psycopg.connect(server, autocommit=True) as db:
-            db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    # When both make their tables there
+    site.python("manage.py", "migrate", "-v0")
+    migrated = site.procs.run("delay", "migrate")
+    site.start()
+    code = """
+from shop.models import Order
+from shop.tasks import cancel_unpaid
+print(repr(cancel_unpaid.delay_for(0, Order.objects.create().pk).id))
+"""
+    task_id = in_shell(site, code)
+
+    # Then a task's story is beside the shop's orders, and Django has nothing to say to it
+    assert migrated.returncode == 0, migrated
+    with administrator(postgres) as engine:
+        story = f"SELECT state FROM celery_delay_task WHERE task_id = '{task_id}'"
+        wait_until(lambda: run_sql(engine, story) == "SUCCEEDED", 30, "the story")
+        assert run_sql(engine, "SELECT state FROM shop_order") == "cancelled"
+    assert "No changes detected" in site.python("manage.py", "makemigrations", "--check")
+    site.python("manage.py", "migrate", "--check")
+    site.procs.close()

@@ -19,11 +19,11 @@ from kombu.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
 
 from celery_delay.bounded import BoundedProducers
-from celery_delay.capture import Capture, capturing
+from celery_delay.capture import Capture, SentInDoubt, capturing
 from celery_delay.chords import chords_of
 from celery_delay.clock import Clock, from_ms
 from celery_delay.collection import OPTION, Call, collection
-from celery_delay.entries import Addition, Due, StoredEntry
+from celery_delay.entries import Addition, Due, EntryId, StoredEntry
 from celery_delay.envelope import HEADER, Shape
 from celery_delay.exceptions import (
     AlreadyScheduled,
@@ -208,7 +208,13 @@ class Capturing:
         self._announce(message, due)
         capture = Capture(delayed, message, due, run, keep, fallback.goes_native)
         policy = self._bounded.policy(given, until, patient=is_retry(message))
-        return self._through(send, producer, capture, policy)
+        try:
+            return self._through(send, producer, capture, policy)
+        except SentInDoubt as exc:
+            doubt = OutcomeUnknown(EntryId(message[0]["id"], run), f"not in the store; {exc}")
+            if not is_retry(message):
+                raise doubt from exc
+            tell_in_doubt(message, doubt)
 
     def _through(
         self, send: Callable[..., Any], producer: Any, capture: Capture, policy: Mapping[str, Any]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from kombu.exceptions import OperationalError
+
 from celery_delay.clock import Clock
 from celery_delay.entries import Addition, Due
 from celery_delay.envelope import (
@@ -25,7 +27,7 @@ from celery_delay.envelope import (
 from celery_delay.exceptions import DelayError, UnsupportedBroker
 from celery_delay.settings import Settings
 
-__all__ = ["Capture", "capturing"]
+__all__ = ["Capture", "SentInDoubt", "capturing"]
 
 
 class Delayer(Protocol):
@@ -37,6 +39,13 @@ class Delayer(Protocol):
     def broker_database(self) -> int: ...
 
     def went_native(self, task_id: str, run: int) -> None: ...
+
+
+class SentInDoubt(OperationalError):
+    """A message that fell back to Celery's own way may or may not be on its queue.
+
+    It must not be sent again; kombu does not repeat what raises this.
+    """
 
 
 class Capture:
@@ -79,7 +88,7 @@ class Capture:
         if self._run:
             outgoing["headers"][HEADER] = {"task_id": self._task_id, "run": self._run}
             self._delayed.went_native(self._task_id, self._run)
-        return channel.basic_publish(outgoing, **publish)
+        return _publish_once(channel, outgoing, publish)
 
     def _entry(
         self, channel: Any, outgoing: dict[str, Any], where: Mapping[str, Any]
@@ -125,6 +134,17 @@ def capturing(producer: Any, capture: Capture) -> Iterator[None]:
             del local.current
         else:
             local.current = before
+
+
+def _publish_once(channel: Any, outgoing: dict[str, Any], publish: Mapping[str, Any]) -> Any:
+    if not hasattr(channel, "create_publish_batch"):
+        return channel.basic_publish(outgoing, **publish)
+    # what fails here has certainly not been sent, and kombu may repeat it
+    channel.client.ping()
+    try:
+        return channel.basic_publish(outgoing, **publish)
+    except channel.connection.connection_errors as exc:
+        raise SentInDoubt(str(exc)) from exc
 
 
 def _chord_of(message: Any) -> Any:

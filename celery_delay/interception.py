@@ -25,6 +25,8 @@ __all__ = ["is_retry", "own_due", "redelivered_after", "taken_by_the_store", "wa
 
 #: Celery sends a delayed message for a quorum queue here: RabbitMQ delays it already.
 _NATIVE = level_name(MAX_LEVEL)
+#: RabbitMQ's default ``consumer_timeout``: it closes the channel of who holds a message longer.
+_ACKNOWLEDGED_WITHIN = 1800.0
 #: Asks every second (its default) whether a chord's header is done, for as long as it takes.
 _POLLING = "celery.chord_unlock"
 
@@ -107,10 +109,12 @@ def redelivered_after(connection: Any) -> float:
     Returns:
         The visibility time-out of *connection*'s broker; infinity if it has none.
     """
-    given = (connection.transport_options or {}).get("visibility_timeout")
-    channel = connection.transport.Channel
+    transport = connection.transport
+    if transport.driver_type == "amqp":
+        return _ACKNOWLEDGED_WITHIN
+    channel = getattr(transport, "Channel", None)
     for seconds in (
-        given,
+        (connection.transport_options or {}).get("visibility_timeout"),
         getattr(channel, "default_visibility_timeout", None),
         getattr(channel, "visibility_timeout", None),
     ):

@@ -126,6 +126,13 @@ def build(url: str, effects: str, **conf: Any) -> Celery:
             time.sleep(30)
         return "in time"
 
+    def tells(self: Any) -> dict[str, Any]:
+        """What the task knows of its message."""
+        request = self.request
+        names = ("id", "eta", "expires", "timelimit", "root_id", "parent_id", "group", "stamps")
+        return {name: getattr(request, name) for name in names}
+
+    task(tells, bind=True)
     for function in (note, add, total, fails, rejects, ignores, waits, dies):
         task(function)
     late: dict[str, Any] = {"acks_late": True}

@@ -33,7 +33,7 @@ class FaultyProxy:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._fault, self._times = "ok", 0
+        self._fault, self._times, self._only = "ok", 0, b""
         self.met: list[str] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -43,11 +43,11 @@ class FaultyProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
 
-    def fail(self, fault: str, times: int = 1) -> None:
-        """Let the next *times* requests meet *fault*."""
+    def fail(self, fault: str, times: int = 1, *, only: bytes = b"") -> None:
+        """Let the next *times* requests (of those with *only* in them) meet *fault*."""
         assert fault in FAULTS
         with self._lock:
-            self._fault, self._times = fault, times
+            self._fault, self._times, self._only = fault, times, only
 
     def release(self) -> None:
         """Let go of the requests that ``delay`` holds."""
@@ -101,7 +101,7 @@ class FaultyProxy:
         self._start(lambda: _answer(server, client, dropping, broken))
         with contextlib.suppress(OSError):
             while request := client.recv(1 << 16):
-                fault = self._next()
+                fault = self._next(request)
                 if fault == "reset":
                     # a close without lingering sends RST
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -117,9 +117,9 @@ class FaultyProxy:
         if not broken.is_set():
             _hang_up(server, socket.SHUT_WR)
 
-    def _next(self) -> str:
+    def _next(self, request: bytes) -> str:
         with self._lock:
-            if not self._times:
+            if not self._times or self._only not in request:
                 return "ok"
             self._times -= 1
             self.met.append(self._fault)

@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, inspect, make_url, text
+from sqlalchemy import URL, Engine, create_engine, delete, inspect, make_url, text
 
 from celery_delay.audit.database import Database
+from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.schema import VERSION_TABLE
 from celery_delay.audit.sources import from_url
-from celery_delay.audit.tables import metadata
+from celery_delay.audit.tables import cursor, entry, epoch, event, metadata, task
 from tests.servers import server_url
 
-__all__ = ["KINDS", "SERVERS", "SQLDatabases", "administrator", "emptied", "run_sql"]
+__all__ = ["KINDS", "SERVERS", "SQLDatabases", "administrator", "emptied", "migrated", "run_sql"]
 
 #: Every database that the contract is checked on.
 KINDS = ("sqlite", "postgresql", "mariadb")
@@ -82,6 +83,24 @@ def emptied(url: str, **options: Any) -> Iterator[Database]:
         yield database
     finally:
         _drop(database)
+        database.close()
+
+
+@contextmanager
+def migrated(url: str) -> Iterator[Database]:
+    """The database at *url* with our tables and no rows; the tables stay for the next test."""
+    database = Database(url)
+    with database.reading() as connection:
+        there = set(inspect(connection).get_table_names())
+    if not {*metadata.tables, VERSION_TABLE} <= there:
+        _drop(database)
+    SQLAuditLog(database).migrate()
+    with database.writing() as connection:
+        for table in (task, entry, event, epoch, cursor):
+            connection.execute(delete(table))
+    try:
+        yield database
+    finally:
         database.close()
 
 

@@ -82,7 +82,8 @@ def impose(engine: Engine, limits: Limits) -> None:
     backend = engine.dialect.name
     if backend == "sqlite":
         busy = f"PRAGMA busy_timeout={limits.lock * 1000:.0f}"
-        event.listen(engine, "connect", lambda raw, _: _run(raw, busy))
+        # before anything that reads the file
+        event.listen(engine, "connect", lambda raw, _: _run(raw, busy), insert=True)
         return
     if backend == "postgresql":
         ours = _postgresql_settings(limits)

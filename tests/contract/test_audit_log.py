@@ -31,15 +31,13 @@ CHORD = {"task": "shop.tasks.sum_up", "args": [], "kwargs": {"of": "día"}}
 
 
 @pytest.fixture
-def log(database: Database) -> SQLAuditLog:
-    log = SQLAuditLog(database)
-    log.migrate()
-    return log
+def log(audit: Database) -> SQLAuditLog:
+    return SQLAuditLog(audit)
 
 
 @pytest.fixture
-def queries(database: Database) -> AuditQueries:
-    return AuditQueries(database)
+def queries(audit: Database) -> AuditQueries:
+    return AuditQueries(audit)
 
 
 @pytest.fixture
@@ -159,17 +157,17 @@ def test_the_cursor_starts_at_0_and_follows(log: SQLAuditLog, journal: Journal) 
 
 
 def test_taking_the_same_events_again_changes_nothing(
-    log: SQLAuditLog, database: Database, journal: Journal
+    log: SQLAuditLog, audit: Database, journal: Journal
 ) -> None:
     events = [*journal.life("one"), *journal.life("two", "SCHEDULED", "DISPATCHED")]
     take(log, events)
-    before = rows(database)
+    before = rows(audit)
 
     take(log, events)
     take(log, events[2:4])  # and the cursor does not go back
     take(log, [])
 
-    assert rows(database) == before
+    assert rows(audit) == before
 
 
 def test_an_event_told_twice_in_one_batch_is_one(
@@ -205,17 +203,17 @@ def test_events_of_one_journal_entry_are_told_apart(
 
 
 def test_of_two_drainers_at_the_same_place_one_writes(
-    log: SQLAuditLog, sql_url: str, database: Database, journal: Journal
+    log: SQLAuditLog, sql_url: str, audit: Database, journal: Journal
 ) -> None:
     rival = SQLAuditLog(sql_url)
     seen, seen_by_rival = log.position(0, EPOCH), rival.position(0, EPOCH)
     events = journal.life()
 
     assert log.take(seen, events[:2], events[1].stream_id) == []
-    before = rows(database)
+    before = rows(audit)
     assert rival.take(seen_by_rival, events, events[-1].stream_id) is None
 
-    assert rows(database) == before
+    assert rows(audit) == before
     rival.close()
 
 
@@ -228,7 +226,7 @@ def test_a_later_place_than_expected_is_refused_too(log: SQLAuditLog, journal: J
 
 
 def test_a_new_epoch_reads_the_journal_again_from_its_start(
-    log: SQLAuditLog, database: Database, queries: AuditQueries, journal: Journal
+    log: SQLAuditLog, audit: Database, queries: AuditQueries, journal: Journal
 ) -> None:
     old = journal.life("one", "SCHEDULED", "DISPATCHED")
     take(log, old)
@@ -239,7 +237,7 @@ def test_a_new_epoch_reads_the_journal_again_from_its_start(
 
     assert state(queries) == ("STARTED", T0)
     assert [one.epoch for one in queries.events("one")] == [EPOCH, EPOCH, EPOCH + 1]
-    assert [one["epoch"] for one in rows(database)["epoch"]] == [EPOCH, EPOCH + 1]
+    assert [one["epoch"] for one in rows(audit)["epoch"]] == [EPOCH, EPOCH + 1]
 
 
 def test_the_same_stream_id_in_another_epoch_is_another_event(
@@ -253,50 +251,48 @@ def test_the_same_stream_id_in_another_epoch_is_another_event(
     assert state(queries) == ("DISPATCHED", T0)
 
 
-def test_an_older_epoch_writes_nothing(
-    log: SQLAuditLog, database: Database, journal: Journal
-) -> None:
+def test_an_older_epoch_writes_nothing(log: SQLAuditLog, audit: Database, journal: Journal) -> None:
     journal.epoch = EPOCH + 1
     take(log, journal.life(), epoch=EPOCH + 1)
-    before = rows(database)
+    before = rows(audit)
 
     assert log.position(0, EPOCH).epoch == EPOCH + 1
     stale = JournalPosition(0, EPOCH, "0")
     assert log.take(stale, Journal().life("two"), f"{T0 + 100_000}-0") is None
-    assert rows(database) == before
+    assert rows(audit) == before
 
 
-def test_shards_do_not_meet(log: SQLAuditLog, database: Database) -> None:
+def test_shards_do_not_meet(log: SQLAuditLog, audit: Database) -> None:
     for shard in (0, 1):
         take(log, Journal(shard).life(f"of-{shard}"), shard)
 
-    assert [one["shard"] for one in rows(database)["cursor"]] == [0, 1]
-    assert len(rows(database)["event"]) == 8
+    assert [one["shard"] for one in rows(audit)["cursor"]] == [0, 1]
+    assert len(rows(audit)["event"]) == 8
 
 
 def test_a_batch_that_fails_half_way_leaves_nothing(
-    log: SQLAuditLog, database: Database, journal: Journal
+    log: SQLAuditLog, audit: Database, journal: Journal
 ) -> None:
     take(log, journal.life("one", "SCHEDULED"))
-    before = rows(database)
+    before = rows(audit)
     events = journal.life("two")
 
     def fail(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "INTO celery_delay_task" in statement:
             raise OSError("the disk is full")
 
-    listening.listen(database.engine, "before_cursor_execute", fail)
+    listening.listen(audit.engine, "before_cursor_execute", fail)
     with pytest.raises(AuditUnavailable, match="disk is full"):
         take(log, events)
-    listening.remove(database.engine, "before_cursor_execute", fail)
+    listening.remove(audit.engine, "before_cursor_execute", fail)
 
-    assert rows(database) == before
+    assert rows(audit) == before
     take(log, events)
-    assert len(rows(database)["event"]) == 5
+    assert len(rows(audit)["event"]) == 5
 
 
 def test_a_batch_is_a_handful_of_statements(
-    log: SQLAuditLog, database: Database, journal: Journal
+    log: SQLAuditLog, audit: Database, journal: Journal
 ) -> None:
     take(log, journal.life("zero"))
     statements = []
@@ -304,14 +300,14 @@ def test_a_batch_is_a_handful_of_statements(
     def note(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
         statements.append(statement)
 
-    listening.listen(database.engine, "before_cursor_execute", note)
+    listening.listen(audit.engine, "before_cursor_execute", note)
     take(log, [one for number in range(250) for one in journal.life(f"task-{number}")])
 
     written = [one for one in statements if one.startswith(("INSERT", "UPDATE"))]
     # cursor, event, entry, task
     assert len(written) == 4
     assert len(statements) <= 8
-    with database.reading() as connection:
+    with audit.reading() as connection:
         assert connection.scalar(text("SELECT count(*) FROM celery_delay_event")) == 1004
 
 
@@ -433,10 +429,10 @@ _EVENTS = st.lists(
 )
 @given(told=_EVENTS, cuts=st.sets(st.integers(1, 11)))
 def test_it_does_not_matter_how_events_fall_into_batches(
-    log: SQLAuditLog, database: Database, told: list[Any], cuts: set[int]
+    log: SQLAuditLog, audit: Database, told: list[Any], cuts: set[int]
 ) -> None:
     def outcome(shard: int, batches: list[slice]) -> Any:
-        with database.writing() as connection:
+        with audit.writing() as connection:
             for name in ("task", "entry", "event", "epoch", "cursor"):
                 connection.execute(text(f"DELETE FROM celery_delay_{name}"))
         journal = Journal()
@@ -447,7 +443,7 @@ def test_it_does_not_matter_how_events_fall_into_batches(
         for some in batches:
             if events[some]:
                 take(log, events[some])
-        return rows(database)
+        return rows(audit)
 
     bounds = [0, *sorted(cuts), len(told)]
     pieces = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]  # noqa: RUF007
@@ -655,7 +651,7 @@ def drainer(url: str, tasks: int) -> subprocess.Popen[str]:
 
 
 def test_two_processes_that_drain_at_once_write_each_event_once(
-    log: SQLAuditLog, sql_url: str, database: Database, queries: AuditQueries
+    log: SQLAuditLog, sql_url: str, audit: Database, queries: AuditQueries
 ) -> None:
     tasks = 200
     drainers = [drainer(sql_url, tasks) for _ in range(2)]
@@ -665,25 +661,25 @@ def test_two_processes_that_drain_at_once_write_each_event_once(
     taken = [int(one.communicate("go\n", timeout=60)[0]) for one in drainers]
 
     assert sum(taken) == 4 * tasks
-    assert len(rows(database)["event"]) == 4 * tasks
+    assert len(rows(audit)["event"]) == 4 * tasks
     assert queries.counts() == {"SUCCEEDED": tasks}
 
 
 def test_a_forked_child_has_connections_of_its_own(
-    log: SQLAuditLog, database: Database, queries: AuditQueries, journal: Journal
+    log: SQLAuditLog, audit: Database, queries: AuditQueries, journal: Journal
 ) -> None:
     take(log, journal.life("before"))
-    mine = database.engine
+    mine = audit.engine
     child = os.fork()
     if child == 0:  # what pytest has set up is not the child's to take down
         try:
-            assert database.engine is not mine
+            assert audit.engine is not mine
             take(log, journal.life("child"))
             os._exit(0)
         except BaseException:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
-    assert database.engine is mine
+    assert audit.engine is mine
     for _ in range(4):
         journal.event("SCHEDULED")  # the child's stream ids
     take(log, journal.life("after"))
@@ -750,9 +746,9 @@ def test_prepare_makes_sqlite_ready_and_a_server_needs_migrate(database: Databas
 
 
 def test_a_statement_that_fails_says_why_but_not_what_about(
-    log: SQLAuditLog, database: Database, journal: Journal
+    log: SQLAuditLog, audit: Database, journal: Journal
 ) -> None:
-    with database.writing() as connection:
+    with audit.writing() as connection:
         connection.execute(text("DROP TABLE celery_delay_task"))
 
     with pytest.raises(AuditUnavailable) as raised:
@@ -762,21 +758,19 @@ def test_a_statement_that_fails_says_why_but_not_what_about(
     assert "12345" not in f"{raised.value} {raised.value.__cause__}"
 
 
-def test_close_leaves_no_connection(log: SQLAuditLog, database: Database, journal: Journal) -> None:
+def test_close_leaves_no_connection(log: SQLAuditLog, audit: Database, journal: Journal) -> None:
     take(log, journal.life())
-    pool = database.engine.pool
+    pool = audit.engine.pool
     assert pool.checkedin() == 1  # type: ignore[attr-defined]
     log.close()
     assert pool.checkedin() == 0  # type: ignore[attr-defined]
 
 
-def test_what_is_kept_of_data_is_json(
-    log: SQLAuditLog, database: Database, journal: Journal
-) -> None:
+def test_what_is_kept_of_data_is_json(log: SQLAuditLog, audit: Database, journal: Journal) -> None:
     data = {"error": "día\n\t\"'\\", "deep": {"list": [1, None, True]}}
     take(log, [journal.event("FAILED", data=data)])
 
-    (row,) = rows(database)["event"]
+    (row,) = rows(audit)["event"]
     assert json.loads(row["data"]) == data
 
 

@@ -37,14 +37,7 @@ mariadb = pytest.mark.parametrize("sql_url", ["mariadb"], indirect=True)
 
 
 @pytest.fixture
-def ready(database: Database) -> Database:
-    """The database with its tables; to be opened anew, with limits."""
-    SQLAuditLog(database).migrate()
-    return database
-
-
-@pytest.fixture
-def log(ready: Database, sql_url: str) -> Iterator[SQLAuditLog]:
+def log(audit: Database, sql_url: str) -> Iterator[SQLAuditLog]:
     log = SQLAuditLog(Database(sql_url, timeout=TIMEOUT))
     yield log
     log.close()
@@ -109,7 +102,7 @@ def is_waiting(url: str) -> bool:
 
 @servers
 def test_a_batch_that_loses_a_deadlock_is_written_all_the_same_and_once(
-    ready: Database, sql_url: str, journal: Journal
+    audit: Database, sql_url: str, journal: Journal
 ) -> None:
     # long enough for PostgreSQL to look for deadlocks, which it does after a second
     log = SQLAuditLog(Database(sql_url, timeout=10.0))
@@ -151,10 +144,10 @@ def test_a_batch_that_loses_a_deadlock_is_written_all_the_same_and_once(
     ids=["postgresql", "mariadb"],
 )
 def test_a_row_that_has_changed_since_the_transaction_began_is_read_again(
-    ready: Database, sql_url: str, query: str
+    audit: Database, sql_url: str, query: str
 ) -> None:
     """With REPEATABLE READ, which an administrator may have made the default."""
-    take(SQLAuditLog(ready), Journal().life())
+    take(SQLAuditLog(audit), Journal().life())
     database = Database(f"{sql_url}?{query}")
     seen = []
 
@@ -174,7 +167,7 @@ def test_a_row_that_has_changed_since_the_transaction_began_is_read_again(
 
 
 def test_a_lock_that_is_given_back_in_time_costs_nothing_but_a_repeat(
-    ready: Database, sql_url: str, journal: Journal
+    audit: Database, sql_url: str, journal: Journal
 ) -> None:
     log = SQLAuditLog(Database(sql_url, timeout=2.0))
     events = journal.life()
@@ -205,7 +198,7 @@ def test_an_error_of_another_kind_is_not_repeated(log: SQLAuditLog) -> None:
     assert len(done) == 1
 
 
-def test_repeats_come_to_an_end(ready: Database, sql_url: str) -> None:
+def test_repeats_come_to_an_end(audit: Database, sql_url: str) -> None:
     """Whoever always loses gets the last error."""
     done = []
     error = sqlite3.OperationalError("database is locked")
@@ -338,7 +331,7 @@ def test_limits_end_with_the_transaction(log: SQLAuditLog) -> None:
 
 
 @pytest.fixture
-def through_proxy(ready: Database, sql_url: str) -> Iterator[tuple[FaultyProxy, SQLAuditLog]]:
+def through_proxy(audit: Database, sql_url: str) -> Iterator[tuple[FaultyProxy, SQLAuditLog]]:
     url = from_url(sql_url).url
     port = url.port or {"postgresql": 5432, "mysql": 3306}[url.get_backend_name()]
     with FaultyProxy(port) as proxy:

@@ -67,10 +67,11 @@ def test_keys_and_table_options_are_those_declared(database: Database) -> None:
 def test_down_and_up_again(database: Database) -> None:
     log = SQLAuditLog(database)
     log.migrate()
+    take(log, Journal().life())
     steps = list(ScriptDirectory.from_config(schema.alembic_config()).walk_revisions())
 
     for step in steps:
-        with database.writing() as connection:
+        with database.migrating() as connection:
             command.downgrade(schema.alembic_config(connection), step.down_revision or "base")
     with database.reading() as connection:
         assert tables(connection) == {schema.VERSION_TABLE}
@@ -79,7 +80,11 @@ def test_down_and_up_again(database: Database) -> None:
         with database.writing() as connection:
             command.upgrade(schema.alembic_config(connection), step.revision)
     log.prepare() if database.is_sqlite else log.migrate()
+    assert {name: len(found) for name, found in rows(database).items()} == dict.fromkeys(
+        ("task", "entry", "event", "epoch", "cursor"), 0
+    )
     take(log, Journal().life())
+    assert len(rows(database)["event"]) == 4
 
 
 def test_other_peoples_tables_are_left_alone(database: Database) -> None:

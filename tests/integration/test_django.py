@@ -27,10 +27,8 @@ def new_site(tmp_path: Path, redis_server: EmbeddedRedis) -> Iterator[Callable[.
 
 @pytest.fixture
 def site(new_site: Callable[..., Website]) -> Website:
-    """The project with its table; nothing runs yet."""
-    made = new_site("django_shop", "proj", PAY_WITHIN="600")
-    made.python("manage.py", "migrate", "-v0")
-    return made
+    """The project, without its tables; nothing runs yet."""
+    return new_site("django_shop", "proj", PAY_WITHIN="600")
 
 
 def in_shell(site: Website, code: str) -> Any:
@@ -41,6 +39,7 @@ def in_shell(site: Website, code: str) -> Any:
 
 def test_a_shop(site: Website) -> None:
     # Given a web server that reloads itself, as in development, two beats and a worker
+    site.python("manage.py", "migrate", "-v0")
     site.serve("manage.py", "runserver", f"127.0.0.1:{site.port}")
     site.start(beats=2)
 

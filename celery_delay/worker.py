@@ -199,8 +199,10 @@ class WorkerSignals:
         if reason is not None:
             self._end(sender, request, State.RETRIED, {"reason": _text(reason)})
         elif not sender.acks_late:
-            # Celery calls that a retry too, but has nothing that would run again
-            self._end(sender, request, State.FAILED, {"error": "cut short by its worker's end"})
+            # Celery calls that a retry too, but has nothing that would run again.  It says so
+            # even of a run that ended while it waited to stop: REVOKED ranks below those ends
+            data = {"reason": "cut short by its worker's end"}
+            self._end(sender, request, State.REVOKED, data)
 
     def on_postrun(
         self, task: Any = None, state: str | None = None, retval: Any = None, **_: Any

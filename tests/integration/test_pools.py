@@ -6,6 +6,8 @@ and then looked at one by one.
 
 from __future__ import annotations
 
+import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from kombu.serialization import register
 
 from tests.integration.running import Running
-from tests.processes import ProcessHarness, wait_until
+from tests.processes import CeleryProcess, ProcessHarness, wait_until
 from tests.servers import RedisServers
 
 STORED = ["SCHEDULED", "DISPATCHED"]
@@ -158,10 +160,10 @@ class Pool:
 
 
 @pytest.fixture(scope="module")
-def pools(
+def here(
     redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Pool]]:
-    """All pools at work under one beat."""
+) -> Iterator[Running]:
+    """The project, without a process yet."""
     folder = tmp_path_factory.mktemp("pools")
     server = redis_servers.new()
     harnesses: list[ProcessHarness] = []
@@ -179,19 +181,26 @@ def pools(
         worker_lost_wait=0.5,
     )
     try:
-        found = {name: Pool(here, name, folder) for name in POOLS}
-        here.start_beat()
-        for one in found.values():
-            one.send()
-        for one in found.values():
-            one.act()
-        yield found
+        yield here
     finally:
         for group in harnesses:
             group.close()
             print(group)
         here.close()
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def pools(here: Running, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pool]:
+    """All pools at work under one beat."""
+    folder = tmp_path_factory.mktemp("flags")
+    found = {name: Pool(here, name, folder) for name in POOLS}
+    here.start_beat()
+    for one in found.values():
+        one.send()
+    for one in found.values():
+        one.act()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -201,3 +210,50 @@ def pools(
 def test_each_end_reaches_the_audit_once(pools: dict[str, Pool], pool: str, case: str) -> None:
     one = pools[pool]
     one.here.wait_for_history(one.sent[case], CASES[case].runs)
+
+
+def begin(here: Running, queue: str, task: str, seconds: float) -> str:
+    """The id of a task that runs now, for so many seconds; a number that nobody else uses."""
+    task_id: str = here.app.delayed.send_task(task, (seconds,), countdown=0, queue=queue).id
+    wait_until(lambda: f"waits {seconds}" in here.effects, 20)
+    return task_id
+
+
+def test_a_warm_shutdown_ends_with_all_told(pools: dict[str, Pool], here: Running) -> None:
+    # Given a task under way in each pool
+    tasks = [begin(here, name, "waits", 2 + 0.01 * n) for n, name in enumerate(pools)]
+
+    # When the workers are told to stop
+    for pool in pools.values():
+        pool.worker.signal(signal.SIGTERM)
+
+    # Then they end, and have told all by then
+    for pool in pools.values():
+        assert pool.worker.wait(30) == 0, pool.worker
+    for task_id in tasks:
+        here.wait_for_history(task_id, [[*RAN, "SUCCEEDED"]])
+
+
+def test_a_soft_shutdown_tells_what_it_cuts_short(pools: dict[str, Pool], here: Running) -> None:
+    # Given a worker that gives its tasks two seconds when it is stopped, and longer tasks
+    def worker(name: str) -> CeleryProcess:
+        conf = json.loads(here.procs.env["PROJECT"]) | {"worker_soft_shutdown_timeout": 2.0}
+        return here.procs.worker(
+            name, concurrency=4, queues="soft", env={"PROJECT": json.dumps(conf)}
+        )
+
+    first = worker("soft")
+    long = begin(here, "soft", "waits", 31)
+    late = begin(here, "soft", "waits_late", 3)
+    short = begin(here, "soft", "waits", 0.7)
+
+    # When it is stopped
+    first.signal(signal.SIGQUIT)
+    first.wait(30)
+
+    # Then what it cut short is over, unless its message comes again
+    here.wait_for_history(long, [[*RAN, "REVOKED"]])
+    worker("again")
+    here.wait_for_history(late, [[*RAN, "STARTED", "SUCCEEDED"]])
+    # (Celery tells of the short one, too, that it was cut short)
+    assert here.audit.task(short).state == "SUCCEEDED"

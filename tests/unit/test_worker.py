@@ -131,7 +131,7 @@ def test_a_retry_whose_result_cannot_be_stored_still_has_its_next_run_told(
     assert delayed.told == [(7, "FAILED"), (8, "DISPATCHED")]
 
 
-@pytest.mark.parametrize(("acks_late", "told"), [(True, []), (False, [(7, "FAILED")])])
+@pytest.mark.parametrize(("acks_late", "told"), [(True, []), (False, [(7, "REVOKED")])])
 def test_a_run_that_the_end_of_its_worker_cuts_short(
     receivers: WorkerSignals,
     delayed: Delayed,

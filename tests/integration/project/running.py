@@ -136,6 +136,7 @@ def build(url: str, effects: str, **conf: Any) -> Celery:
     for function in (note, add, total, fails, rejects, ignores, waits, dies):
         task(function)
     late: dict[str, Any] = {"acks_late": True}
+    app.task(waits, shared=False, name="waits_late", acks_late=True)
     app.task(rejects_once, shared=False, name="rejects_early")
     for name, options in {
         "dies_late": late,

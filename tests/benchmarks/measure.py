@@ -6,6 +6,7 @@ second, times in the unit that their name ends with.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -262,6 +263,52 @@ def memory(bench: Bench) -> Figures:
     }
 
 
+def worker(bench: Bench) -> Figures:
+    """CPU of a worker and its children per task, journalled, beside stock."""
+    n = bench.size(4_000, 1_000)
+    figures: Figures = {"tasks": n}
+    calls = [DelayedCall((0.0, number), {"text": TEXT}) for number in range(n)]
+    for name, app, task in (
+        ("us_per_task", "app", bench_app.note_ours),
+        ("stock_us_per_task", "stock", bench_app.note_stock),
+    ):
+        bench.empty()
+        ledger = bench.folder / f"worker-{app}"
+        env = {
+            "BENCH_LEDGER": str(ledger),
+            "BENCH_DATABASE": f"sqlite:///{bench.folder / 'worker.sqlite'}",
+        }
+        with bench.processes(**env) as processes:
+            processes.app = f"bench_app:{app}"
+            if app == "app":
+                processes.beat()
+            process = processes.worker(concurrency=2, queues=task.app.conf.task_default_queue)
+            for number in range(10):
+                _call_at(task, time.time(), number)
+            _wait_for_lines(ledger, 10)  # connected, and all is imported
+            spent = _group_cpu(process.pid)
+            if app == "app":
+                task.apply_delayed_many(calls, countdown=0)
+            else:
+                for call in calls:
+                    task.apply_async(call.args, call.kwargs)
+            _wait_for_lines(ledger, n + 10)
+            figures[name] = (_group_cpu(process.pid) - spent) / n * 1e6
+    figures["of_stock"] = figures["us_per_task"] / figures["stock_us_per_task"]
+    return figures
+
+
+def _group_cpu(leader: int) -> float:
+    """Seconds of CPU of a process and of those in its group."""
+    found = 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            pid = int(folder.name)
+            if os.getpgid(pid) == leader:
+                found += _process_cpu(pid)
+    return found
+
+
 def idle(bench: Bench) -> Figures:
     """What two beats cost while nothing is due."""
     pending, seconds = bench.size(100_000, 10_000), bench.size(15, 5)
@@ -303,6 +350,7 @@ MEASURES: Mapping[str, Callable[[Bench], Figures]] = {
     "schedule": schedule,
     "dispatch": dispatch,
     "lag": lag,
+    "worker": worker,
     "memory": memory,
     "idle": idle,
 }

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from celery_delay.embedded import EmbeddedRedis
 from tests.faults_proxy import FaultyProxy
 from tests.integration.running import Running, projects
 from tests.processes import ProcessHarness, wait_until
 
+RAN = ["SCHEDULED", "DISPATCHED", "STARTED"]
 #: Requests; more than any test makes.
 ALL = 1_000_000
 
@@ -42,7 +44,7 @@ def test_tasks_go_on_while_the_store_is_silent(
     worker = here.procs.worker(pool=pool, concurrency=4, env={"PROJECT": json.dumps(conf)})
     beat.wait_for_log(r"leads \(term")
     first = here.app.tasks["add"].apply_delayed((1,), countdown=0)
-    here.wait_for_history(first.id, [["SCHEDULED", "DISPATCHED", "STARTED", "SUCCEEDED"]])
+    here.wait_for_history(first.id, [[*RAN, "SUCCEEDED"]])
 
     # When that falls silent, and tasks end, some of which only the main process can tell of
     proxy.fail("blackhole", ALL)
@@ -66,6 +68,35 @@ def test_tasks_go_on_while_the_store_is_silent(
     # each process has told its own number once
     assert len(gaps(here)) <= (5 if pool == "prefork" else 1)
     assert worker.output().count("the audit misses what workers do") == len(gaps(here))
+
+
+def test_runs_that_a_lost_connection_ends_are_neither_retried_nor_failed(
+    new_project: Callable[..., Running], redis_server: EmbeddedRedis
+) -> None:
+    # Given a worker that stops tasks whose message it can no longer acknowledge, and a broker
+    # that then delivers them again
+    here = new_project(
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+        broker_transport_options={
+            "visibility_timeout": 6,
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
+        },
+    ).start()
+    early, late = (
+        here.app.tasks[name].apply_delayed((seconds,), countdown=0)
+        for name, seconds in (("waits", 3), ("waits_late", 4))
+    )
+    for task in (early, late):
+        here.wait_for_history(task.id, [RAN])
+
+    # When all connections are cut
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+
+    # Then one goes on, and the other starts again
+    here.wait_for_history(early.id, [[*RAN, "SUCCEEDED"]])
+    here.wait_for_history(late.id, [[*RAN, "STARTED", "SUCCEEDED"]])
 
 
 def gaps(here: Running) -> list[int]:

@@ -11,6 +11,7 @@ instrumentation included (``capture.py``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from celery.app import amqp as celery_amqp
@@ -36,6 +37,7 @@ from celery_delay.interception import is_retry, own_due, taken_by_the_store
 from celery_delay.ports import Added
 from celery_delay.runs import next_run, pop_copied
 from celery_delay.settings import Settings
+from celery_delay.standin import StandIn
 
 __all__ = ["AMQP", "Capturing"]
 
@@ -53,6 +55,8 @@ class Delayer(Protocol):
     def get(self, task_id: str) -> StoredEntry | None: ...
 
     def broker_database(self) -> int: ...
+
+    def moves(self) -> bool: ...
 
     def went_native(self, task_id: str, run: int) -> None: ...
 
@@ -219,9 +223,14 @@ class Capturing:
     def _through(
         self, send: Callable[..., Any], producer: Any, capture: Capture, policy: Mapping[str, Any]
     ) -> Any:
-        """Let Celery's sender run over a connection that ends in time."""
-        in_time = self._bounded.like(producer, self.app.pool.limit, policy)
-        with in_time as bounded, capturing(bounded, capture):
+        """Let Celery's sender run over a connection that ends in time.
+
+        Where a beat will publish the message, the broker need not be up now.
+        """
+        in_time = partial(self._bounded.like, producer, self.app.pool.limit, policy)
+        if not self._delayed.moves():
+            return send(StandIn(producer, in_time, capture), retry_policy=policy)
+        with in_time() as bounded, capturing(bounded, capture):
             return send(bounded, retry_policy=policy)
 
     def _announce(self, message: Any, due: Due) -> None:

@@ -16,18 +16,19 @@ from kombu.utils.imports import symbol_by_name
 
 from celery_delay import calls, canvas, configuration
 from celery_delay.amqp import AMQP, Capturing
-from celery_delay.broker import RedisBroker
+from celery_delay.broker import Broker
 from celery_delay.chords import Chords
 from celery_delay.clock import SystemClock
 from celery_delay.collection import OPTION, Call
 from celery_delay.control import Control, Revoking
-from celery_delay.entries import Addition, StoredEntry
+from celery_delay.entries import Addition
 from celery_delay.envelope import check_task_id
-from celery_delay.ports import Added, Ending, Transition
+from celery_delay.operations import Operations
+from celery_delay.ports import Added, Transition
+from celery_delay.probe import difference
 from celery_delay.result import DelayedResult
 from celery_delay.results import ResultBackend
 from celery_delay.settings import Settings
-from celery_delay.states import CancelOutcome, State
 from celery_delay.store.additions import ADD_LIMIT
 from celery_delay.store.connection import Links
 from celery_delay.store.keys import ShardKeys, shard_of
@@ -38,14 +39,8 @@ __all__ = ["CeleryDelay", "install"]
 
 logger = logging.getLogger(__name__)
 
-#: ``list`` is a method's name below.
-_Entries = list[StoredEntry]
 
-#: eta of the earliest and the latest entry there can be, in ms.
-_ALL_TIMES = {"after_ms": 0, "before_ms": 253_402_300_800_000}
-
-
-class CeleryDelay:
+class CeleryDelay(Operations):
     """Delayed tasks for *app*.  Calling it again on the same app changes nothing.
 
     The manager is also ``app.delayed``.
@@ -146,63 +141,6 @@ class CeleryDelay:
                 self._end_cancelled(additions[position], added)
         return [answers[position] for position in range(len(additions))]
 
-    # -- one task -----------------------------------------------------------------------
-
-    def result(self, task_id: str) -> DelayedResult:
-        """The result of a delayed task, known by its id alone."""
-        return DelayedResult(task_id, app=self.app)
-
-    def get(self, task_id: str) -> StoredEntry | None:
-        """The live entry of *task_id*; ``None`` when the store has none (any more)."""
-        return self._shard(task_id).get(task_id)
-
-    def cancel(
-        self, task_id: str, *, run: int = 0, eta_ms: int | None = None, reason: str | None = None
-    ) -> CancelOutcome:
-        """Take a task out before it is handed off; see :meth:`DelayedResult.cancel`.
-
-        Arguments:
-            run, eta_ms: what the caller knows of the entry; they make the answer for a task
-                that has left the store long ago more exact.
-            reason: goes to the audit and into the exception that ``get()`` raises.
-        """
-        data = {"by": self.app.oid, "reason": reason} if reason else {"by": self.app.oid}
-        outcome, entry = self._shard(task_id).cancel(task_id, run=run, data=data)
-        if entry is not None:
-            self.results.end(self._ending(entry, reason or "cancelled"))
-            self._tell_monitors(task_id)
-        if outcome is CancelOutcome.NOT_FOUND:
-            known = self.results.seen(task_id)
-            if known in (State.REVOKED, State.CANCELLED):
-                return CancelOutcome.CANCELLED
-            if known or (eta_ms is not None and self.now_ms() >= eta_ms):
-                return CancelOutcome.TOO_LATE
-        return outcome
-
-    # -- many tasks ---------------------------------------------------------------------
-
-    def list(self, *, limit: int = 100, **between: int) -> _Entries:
-        """Live entries, the earliest eta first.
-
-        Arguments:
-            limit: how many at most.
-            after_ms, before_ms: bounds of their eta.
-        """
-        bounds = {**_ALL_TIMES, **between}
-        found = [
-            one for shard in self.shards for one in shard.between(**bounds, limit=limit, offset=0)
-        ]
-        return sorted(found, key=lambda one: one.eta_ms)[:limit]
-
-    def count(self, **between: int) -> int:
-        """How many entries are live, with the same bounds as :meth:`list`."""
-        bounds = {**_ALL_TIMES, **between}
-        return sum(shard.count(**bounds) for shard in self.shards)
-
-    def now_ms(self) -> int:
-        """The store's clock, in ms."""
-        return self.shards[0].now_ms()
-
     # -- parts --------------------------------------------------------------------------
 
     @cached_property
@@ -218,8 +156,6 @@ class CeleryDelay:
     def shards(self) -> tuple[RedisStore, ...]:
         """The store, shard by shard."""
         links = self.links()
-        if self.settings.redis_url is not None:
-            self._broker.check_server(links)
         return tuple(RedisStore(links, keys, self.settings, self.clock) for keys in self.shard_keys)
 
     @cached_property
@@ -250,6 +186,31 @@ class CeleryDelay:
             return Links.from_url(url, timeout, self.settings.redis_options)
         return self._broker.links(timeout)
 
+    def moves(self) -> bool:
+        """Whether due tasks reach their queues by the move: both are on one Redis server.
+
+        Raises:
+            StoreUnavailable: the store cannot be asked.
+            UnsupportedBroker: there is no ``delay_redis_url``, and the broker is no Redis.
+        """
+        if self.settings.handoff == "claim":
+            return False
+        return self._broker.shares(self.links if self.settings.redis_url is not None else None)
+
+    def move_differs(self) -> str:
+        """In what a moved message would differ from a published one, tried out; "" in nothing.
+
+        Raises:
+            StoreUnavailable: the store cannot be asked.
+        """
+        broker = self._broker
+        store = self.links()
+        try:
+            queues = broker.links(store.timeout)
+            return difference(self.app, store, queues, self.settings, self.clock, broker.prefix)
+        finally:
+            store.close()
+
     def broker_database(self) -> int:
         """Number of the Redis DB in which the broker's queues live."""
         return self._broker.database
@@ -267,11 +228,12 @@ class CeleryDelay:
         Raises:
             InvalidSetting, UnsupportedBroker: the text says what to change.
         """
-        if self.settings.redis_url is not None:
+        if self.settings.redis_url is None:
+            self._broker.check()
+        else:
             self.links()
         if self.settings.audited:
             _ = self.audit_log
-        self._broker.check()
 
     def went_native(self, task_id: str, run: int) -> None:
         """A run of *task_id* was sent natively from inside the run before it."""
@@ -283,52 +245,8 @@ class CeleryDelay:
             self._chords.keep(group_id, (due_ms - self.now_ms()) / 1000)
 
     @cached_property
-    def _broker(self) -> RedisBroker:
-        return RedisBroker(self.app)
-
-    def _shard(self, task_id: str) -> RedisStore:
-        return self.shards[shard_of(task_id, self.settings.shards)]
-
-    def _tell_monitors(self, task_id: str) -> None:
-        """Let Flower know, which learnt of the task by its task-sent event."""
-        if not self.app.conf.task_send_sent_event:
-            return
-        try:
-            with self.app.events.default_dispatcher() as events:
-                events.send(
-                    "task-revoked", uuid=task_id, terminated=False, signum=None, expired=False
-                )
-        except Exception:
-            logger.debug("no task-revoked event for %s", task_id, exc_info=True)
-
-    def _end_cancelled(self, addition: Addition, added: Added) -> None:
-        facts = addition.facts
-        self.results.end(
-            Ending(
-                added.entry_id,
-                State.CANCELLED,
-                str(facts.get("name", "")),
-                facts.get("group"),
-                facts.get("group_index"),
-                facts.get("chord"),
-                bool(facts.get("ignore_result")),
-                "cancelled",
-            )
-        )
-
-    @staticmethod
-    def _ending(entry: StoredEntry, reason: str) -> Ending:
-        headers: Any = entry.headers
-        return Ending(
-            entry.entry_id,
-            State.CANCELLED,
-            entry.task,
-            headers.get("group"),
-            headers.get("group_index"),
-            entry.chord,
-            bool(headers.get("ignore_result")),
-            reason,
-        )
+    def _broker(self) -> Broker:
+        return Broker(self.app)
 
 
 def install(app: Any) -> CeleryDelay:

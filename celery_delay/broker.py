@@ -1,7 +1,8 @@
-"""The broker's Redis, as kombu is configured to reach it."""
+"""The app's broker, as kombu is configured to reach it, and whether the move reaches its queues."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -9,10 +10,10 @@ from celery_delay.exceptions import InvalidSetting, StoreUnavailable, Unsupporte
 from celery_delay.store.connection import Links
 from celery_delay.store.scripts import server_of
 
-__all__ = ["RedisBroker"]
+__all__ = ["Broker"]
 
 
-class RedisBroker:
+class Broker:
     """Asks kombu, never the URL: TLS, Sentinel, sockets and credentials come along.
 
     Making a channel connects; so a property may raise StoreUnavailable when the broker is
@@ -21,19 +22,25 @@ class RedisBroker:
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        self._shared: bool | None = None
+
+    @cached_property
+    def is_redis(self) -> bool:
+        """Whether it is a Redis; without a connection."""
+        return bool(self._app.connection_for_write().transport.driver_type == "redis")
 
     def check(self) -> None:
-        """Refuse a broker that tasks cannot be moved to; without a connection.
+        """Refuse a broker whose Redis is to be the store, and that has none; without a connection.
 
         Raises:
             UnsupportedBroker: it is no Redis.
             InvalidSetting: its Sentinels are not told which primary.
         """
         connection = self._app.connection_for_write()
-        if connection.transport.driver_type != "redis":
+        if not self.is_redis:
             raise UnsupportedBroker(
-                "celery-delay needs a Redis broker in this version;"
-                f" broker_url is {connection.as_uri()}"
+                f"broker_url is {connection.as_uri()}, no Redis, so"
+                " delay_redis_url must say where delayed tasks wait: redis://host:6379/0"
             )
         options = self._app.conf.broker_transport_options or {}
         if connection.transport_cls == "sentinel" and not options.get("master_name"):
@@ -41,19 +48,30 @@ class RedisBroker:
                 'broker_transport_options lacks "master_name", what Sentinel calls the primary'
             )
 
-    def check_server(self, links: Links) -> None:
-        """Refuse a store on another Redis server than the queues': the move could not reach them.
+    def shares(self, links: Callable[[], Links] | None) -> bool:
+        """Whether the queues live on the Redis server behind *links*, which is asked for once.
+
+        ``None``: the store is on the broker's own server.
+
+        A broker that cannot be asked now does not: to publish is right in any case.
 
         Raises:
-            UnsupportedBroker: they are two servers.
-            StoreUnavailable: one of them cannot be asked.
+            StoreUnavailable: the server behind *links* cannot be asked.
+            UnsupportedBroker, InvalidSetting: see :meth:`check`; only without *links*.
         """
-        here, there = (server_of(one.link())["run_id"] for one in (self.links(2.0), links))
-        if here != there:
-            raise UnsupportedBroker(
-                "delay_redis_url leads to another Redis server than broker_url: in this version"
-                " the store must be on the broker's server (any DB number)"
-            )
+        if self._shared is None and links is None:
+            self.check()
+            self._shared = True
+        if self._shared is None and not self.is_redis:
+            self._shared = False
+        if self._shared is None and links is not None:
+            store = links()
+            here = _run_id(store)
+            try:
+                self._shared = _run_id(self.links(store.timeout)) == here
+            except StoreUnavailable:
+                return False
+        return bool(self._shared)
 
     @cached_property
     def _channel(self) -> Any:
@@ -78,3 +96,11 @@ class RedisBroker:
     def links(self, timeout: float) -> Links:
         """Connections of our own to the same server and DB."""
         return Links.like(self._channel.pool, timeout)
+
+
+def _run_id(links: Links) -> str:
+    link = links.link()
+    try:
+        return str(server_of(link)["run_id"])
+    finally:
+        link.close()

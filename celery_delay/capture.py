@@ -1,8 +1,9 @@
 """Celery's own sender at work, with its message going to us instead of the broker.
 
-kombu 5.7 asks for a batch state on every publish.  One of ours, installed on the producer
-for the time of a call, is handed the finished message and lets kombu say which Redis
-commands would put it onto its queue.
+Where the queues live on the store's own Redis server, kombu says which commands would put the
+message onto its queue: kombu 5.7 asks for a batch state on every publish, and one of ours is
+installed on the producer for the time of a call.  For any other broker a stand-in takes the
+producer's place, so that a task can be scheduled while the broker is down.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from celery_delay.envelope import (
     HEADER,
     Commands,
     Shape,
-    addition_of,
+    Story,
     check_size,
+    moved,
+    published,
     warn_if_dead_on_arrival,
 )
 from celery_delay.exceptions import DelayError, UnsupportedBroker
 from celery_delay.settings import Settings
 
-__all__ = ["Capture", "SentInDoubt", "capturing"]
+__all__ = ["Capture", "SentInDoubt", "capturing", "publish_once"]
 
 
 class Delayer(Protocol):
@@ -69,8 +72,7 @@ class Capture:
     ) -> None:
         self._delayed = delayed
         self._task_id = message[0]["id"]
-        self._chord = _chord_of(message)
-        self._due = due
+        self._story = Story(due, run, _chord_of(message))
         self._run = run
         self._keep = keep
         self._fall_back = fall_back
@@ -79,44 +81,60 @@ class Capture:
         """kombu calls this in place of ``channel.basic_publish``."""
         if "task" not in outgoing["headers"]:  # the task-sent event
             return channel.basic_publish(outgoing, **publish)
-        where = {one: publish[one] for one in ("exchange", "routing_key")}
+        if self._keeps(outgoing["body"], lambda: self._through(channel, outgoing, publish)):
+            return None
+        self._go_native(outgoing["headers"])
+        return publish_once(channel, outgoing, publish)
+
+    def keeps_published(
+        self, outgoing: dict[str, Any], where: Mapping[str, Any], headers: dict[str, Any]
+    ) -> bool:
+        """Whether the message became an entry for a beat to publish; see :class:`StandIn`.
+
+        Arguments:
+            headers: those that it is published with if it did not.
+        """
+        if self._keeps(outgoing["body"], lambda: published(outgoing, self._story, **where)):
+            return True
+        self._go_native(headers)
+        return False
+
+    def _keeps(self, body: Any, make: Callable[[], tuple[Addition, Shape]]) -> bool:
+        """Whether the message became an entry; False if it is to be published as ever."""
         try:
-            return self._keep(*self._entry(channel, outgoing, where))
+            check_size(len(body), self._delayed.settings)
+            addition, shape = make()
+            warn_if_dead_on_arrival(addition, self._delayed.clock)
+            self._keep(addition, shape)
         except (DelayError, ValueError) as exc:
             if self._fall_back is None or not self._fall_back(exc):
                 raise
-        if self._run:
-            outgoing["headers"][HEADER] = {"task_id": self._task_id, "run": self._run}
-            self._delayed.went_native(self._task_id, self._run)
-        return _publish_once(channel, outgoing, publish)
+            return False
+        return True
 
-    def _entry(
-        self, channel: Any, outgoing: dict[str, Any], where: Mapping[str, Any]
+    def _go_native(self, headers: dict[str, Any]) -> None:
+        if self._run:
+            headers[HEADER] = {"task_id": self._task_id, "run": self._run}
+            self._delayed.went_native(self._task_id, self._run)
+
+    def _through(
+        self, channel: Any, outgoing: dict[str, Any], publish: Mapping[str, Any]
     ) -> tuple[Addition, Shape]:
-        if not hasattr(channel, "create_publish_batch"):
-            raise UnsupportedBroker(
-                "delayed tasks need a Redis broker in this version of celery-delay;"
-                f" broker_url leads to {type(channel).__module__}"
-            )
-        check_size(len(outgoing["body"]), self._delayed.settings)
+        where = {one: publish[one] for one in ("exchange", "routing_key")}
         commands = Commands()
         # kombu finishes the message in place, and it may yet have to be published
         copy = {**outgoing, "properties": _deep(outgoing["properties"])}
         channel.basic_publish(copy, _publish_batch=commands, **where)
-        addition, shape = addition_of(
-            commands,
-            database=self._delayed.broker_database(),
-            prefix=channel.global_keyprefix,
-            due=self._due,
-            run=self._run,
-            chord=self._chord,
-        )
-        warn_if_dead_on_arrival(addition, self._delayed.clock)
-        return addition, shape
+        if commands.is_one_push:
+            database = self._delayed.broker_database()
+            prefix = channel.global_keyprefix
+            return moved(commands, self._story, database=database, prefix=prefix)
+        # a topic or fanout exchange: what is bound to it is known when the task is due
+        return published(outgoing, self._story, queue=None, **where)
 
 
 @contextmanager
-def capturing(producer: Any, capture: Capture) -> Iterator[None]:
+def capturing(producer: Any, capture: Any) -> Iterator[None]:
     """Let *producer* publish to *capture* in this context, in this thread.
 
     Raises:
@@ -136,7 +154,12 @@ def capturing(producer: Any, capture: Capture) -> Iterator[None]:
             local.current = before
 
 
-def _publish_once(channel: Any, outgoing: dict[str, Any], publish: Mapping[str, Any]) -> Any:
+def publish_once(channel: Any, outgoing: dict[str, Any], publish: Mapping[str, Any]) -> Any:
+    """Publish what kombu may repeat only where it has certainly not been sent.
+
+    Raises:
+        SentInDoubt: it may have been sent.
+    """
     if not hasattr(channel, "create_publish_batch"):
         return channel.basic_publish(outgoing, **publish)
     # what fails here has certainly not been sent, and kombu may repeat it

@@ -76,8 +76,15 @@ class ClaimStore(Protocol):
 class Publisher(Protocol):
     """The way to the broker.  Used by one thread; nothing here raises for a broker's sake."""
 
-    def publish(self, claimed: Claimed) -> tuple[Publishing, str]:
-        """Send one message and wait for the broker's word; what became of it, and why."""
+    def connect(self) -> str:
+        """Make sure that there is a connection; why there is none, or ""."""
+        ...
+
+    def publish(self, batch: Sequence[Claimed], until: float) -> list[tuple[Publishing, str]]:
+        """Send messages and wait for the broker's word; what became of each, and why.
+
+        None is sent from the instant *until* (boot clock) on: AWAY, and no reason.
+        """
         ...
 
     def probe(self) -> str:

@@ -37,6 +37,8 @@ class Dispatcher:
         self._settings = settings
         self._clock = clock
         self._guard = ClockGuard(clock)
+        #: Whether the move reaches the queues; where it does not, only what surrounds it is done.
+        self.moves = True
         self._epoch = 0
         self._merge_at = 0.0
         self._failure = ""
@@ -54,6 +56,8 @@ class Dispatcher:
             StoreUnavailable: the last batch may or may not have been moved.
         """
         while (number := term()) is not None:
+            if not self.moves:
+                return self._tend(number)
             try:
                 moved = self._move()
             except StaleEpoch:
@@ -61,9 +65,7 @@ class Dispatcher:
                     return RETRY_AFTER
                 continue
             self._tell(moved)
-            if self._clock.monotonic() >= self._merge_at:
-                self._merge_at = self._clock.monotonic() + MERGE_EVERY
-                self._store.merge_back(term=number)
+            self._merge_back(number)
             if moved.handled < self._settings.batch_size:
                 return self._wait(moved)
         return LONGEST_WAIT
@@ -83,7 +85,7 @@ class Dispatcher:
         """
         self._guard.saw(seen.now_ms, asked_at, seen_at)
         backstop = round(self._settings.backstop * 1000)
-        if seen.head_due_ms is None or seen.now_ms - seen.head_due_ms <= backstop:
+        if not self.moves or seen.head_due_ms is None or seen.now_ms - seen.head_due_ms <= backstop:
             return 0
         if seen.now_ms - seen.progress_ms <= backstop:
             return 0
@@ -104,6 +106,18 @@ class Dispatcher:
                 extra={"event": "entries_stolen", "count": stolen},
             )
         return stolen
+
+    def _tend(self, term: int) -> float:
+        """Name the history and merge back: what the claim path leaves to the dispatcher."""
+        self._merge_back(term)
+        if not self._store.has_epoch() and not self._begin_epoch(term):
+            return RETRY_AFTER
+        return MERGE_EVERY
+
+    def _merge_back(self, term: int) -> None:
+        if self._clock.monotonic() >= self._merge_at:
+            self._merge_at = self._clock.monotonic() + MERGE_EVERY
+            self._store.merge_back(term=term)
 
     def _move(self, steal_ms: int = 0) -> Moved:
         """One batch, under the guard's verdict on the store's present time."""

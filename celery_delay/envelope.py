@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import json
 import logging
+from base64 import b64encode
 from collections.abc import Mapping, MutableMapping
 from datetime import datetime
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from kombu.utils.json import dumps
+
 from celery_delay.clock import Clock, to_ms
-from celery_delay.entries import SLOT, Addition, Due, EntryId, Template
-from celery_delay.exceptions import UnsupportedBroker
+from celery_delay.entries import PUBLISHED, SLOT, Addition, Due, EntryId, Template
 from celery_delay.settings import Settings
 
 __all__ = [
     "HEADER",
+    "Commands",
     "Shape",
-    "addition_of",
+    "Story",
     "check_size",
     "check_task_id",
+    "expiry_ms",
+    "moved",
+    "published",
     "shape_of",
     "warn_if_dead_on_arrival",
 ]
@@ -74,30 +80,40 @@ class Commands:
         """One Redis command; kombu calls this."""
         self.taken.append((name, *args))
 
+    @property
+    def is_one_push(self) -> bool:
+        """Whether the message goes to exactly one list, so that a move can put it there."""
+        names = [one[0] for one in self.taken]
+        return names.count("lpush") == 1 and set(names) <= {"lpush", "pexpire"}
 
-def addition_of(
-    commands: Commands, *, database: int, prefix: str, due: Due, run: int, chord: Any
+
+class Story(NamedTuple):
+    """What an entry needs to know beside its message.
+
+    ``run`` 0 lets the store draw it; ``chord`` is the chord that the task is a part of, JSON-able,
+    or ``None``.
+    """
+
+    due: Due
+    run: int
+    chord: Any
+
+
+def moved(
+    commands: Commands, story: Story, *, database: int, prefix: str
 ) -> tuple[Addition, Shape]:
-    """The entry for the one message in *commands*.
+    """The entry for the one message in *commands*, for the move to push.
 
     Arguments:
         database: the DB in which the broker's queues live.
         prefix: the broker's ``global_keyprefix``, which kombu adds later than here.
-        run: the entry's run; 0 lets the store draw it.
-        chord: the chord that the task is a part of, JSON-able, or ``None``.
 
     Raises:
-        UnsupportedBroker: the message does not go to exactly one queue.
         TypeError, ValueError: the task id is none that can be stored.
     """
-    pushes = [one for one in commands.taken if one[0] == "lpush"]
+    [push] = [one for one in commands.taken if one[0] == "lpush"]
     expiries = [one for one in commands.taken if one[0] == "pexpire"]
-    if len(pushes) != 1 or len(pushes) + len(expiries) != len(commands.taken):
-        raise UnsupportedBroker(
-            "the message does not go to exactly one Redis queue (a topic or fanout exchange, or"
-            " an exchange that nothing is bound to): route the task to a queue"
-        )
-    _, queue, text = pushes[0]
+    _, queue, text = push
     envelope = json.loads(text)
     shape = shape_of(
         envelope,
@@ -106,20 +122,54 @@ def addition_of(
         expires_ms=expiries[0][2] if expiries else 0,
         expiring=tuple(prefix + one[1] for one in expiries),
     )
+    return _addition(envelope, shape, queue, story), shape
+
+
+def published(
+    message: Mapping[str, Any], story: Story, *, exchange: str, routing_key: str, queue: str | None
+) -> tuple[Addition, Shape]:
+    """The entry for *message*, for a beat to publish.
+
+    Arguments:
+        message: as kombu's virtual transports have it, its body not encoded yet.
+        queue: the queue's name, where it is known; it is declared before publishing.
+
+    Raises:
+        TypeError, ValueError: the task id is none that can be stored, or a header or property
+            is not JSON.
+    """
+    body = message["body"]
+    raw = body if isinstance(body, bytes) else str(body).encode()
+    properties = {
+        **message["properties"],
+        "body_encoding": "base64",
+        "delivery_tag": "",
+        "delivery_info": {"exchange": exchange, "routing_key": routing_key},
+    }
+    whole = {**message, "body": b64encode(raw).decode(), "properties": properties, "queue": queue}
+    envelope = json.loads(dumps(whole))
+    shown = queue or routing_key or exchange
+    shape = shape_of(envelope, database=PUBLISHED, queue=shown, expires_ms=0, expiring=())
+    return _addition(envelope, shape, shown, story), shape
+
+
+def _addition(envelope: Mapping[str, Any], shape: Shape, queue: str, story: Story) -> Addition:
     headers = envelope["headers"]
     check_task_id(headers["id"])
-    expires = headers.get("expires")
-    return (
-        Addition(
-            EntryId(headers["id"], run),
-            due,
-            shape.template,
-            tuple(json.dumps(_at(envelope, path)) for path in shape.paths),
-            to_ms(datetime.fromisoformat(expires)) if expires else 0,
-            story_of(headers, queue, chord),
-        ),
-        shape,
+    return Addition(
+        EntryId(headers["id"], story.run),
+        story.due,
+        shape.template,
+        tuple(json.dumps(_at(envelope, path)) for path in shape.paths),
+        expiry_ms(headers),
+        story_of(headers, queue, story.chord),
     )
+
+
+def expiry_ms(headers: Mapping[str, Any]) -> int:
+    """The instant, in ms, after which a message's task must not run; 0 for never."""
+    expires = headers.get("expires")
+    return to_ms(datetime.fromisoformat(expires)) if expires else 0
 
 
 def check_task_id(task_id: Any) -> None:

@@ -11,15 +11,18 @@ import logging
 import math
 import os
 import socket
+import threading
 import uuid
 
 from celery_delay.app import CeleryDelay
 from celery_delay.audit.waiting import SQLWaitingEntries
 from celery_delay.auditor import Auditor
-from celery_delay.dispatcher import LONGEST_WAIT, Dispatcher
+from celery_delay.dispatcher import LONGEST_WAIT, RETRY_AFTER, Dispatcher
 from celery_delay.elector import Elector
 from celery_delay.exceptions import AuditUnavailable, ForeignDatabase
+from celery_delay.handoff import Handoff
 from celery_delay.loops import Loop
+from celery_delay.publisher import BrokerPublisher
 from celery_delay.reconciler import Reconciler
 from celery_delay.store.keys import ShardKeys
 from celery_delay.store.lease import RedisLease
@@ -35,7 +38,8 @@ class Replica:
 
     def __init__(self, delayed: CeleryDelay) -> None:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self.shards = [_Shard(delayed, keys, self.holder) for keys in delayed.shard_keys]
+        path = _Path(delayed)
+        self.shards = [_Shard(delayed, keys, self.holder, path) for keys in delayed.shard_keys]
 
     def term(self, shard: int = 0) -> int | None:
         """The term in which this replica leads the shard now."""
@@ -57,14 +61,56 @@ class Replica:
             seconds = shard.join(seconds)
 
 
+class _Path:
+    """How due tasks get to their queues; chosen once in the life of a process."""
+
+    def __init__(self, delayed: CeleryDelay) -> None:
+        self._delayed = delayed
+        self._lock = threading.Lock()
+        #: "move", "claim", or ``None`` while it is not known.
+        self.chosen: str | None = None
+
+    @property
+    def moves(self) -> bool:
+        return self.chosen != "claim"
+
+    def choose(self) -> None:
+        """Find out, if it is not known; StoreUnavailable if that cannot be done now."""
+        with self._lock:
+            if self.chosen is not None:
+                return
+            if not self._delayed.moves():
+                self.chosen, why = "claim", ""
+            elif why := self._delayed.move_differs():
+                self.chosen = "claim"
+                logger.warning(
+                    "due tasks are published one by one, for the move does not do: %s",
+                    why,
+                    extra={"event": "path_chosen", "path": "claim"},
+                )
+                return
+            else:
+                self.chosen = "move"
+        logger.info(
+            "due tasks go to their queues by %s",
+            "the move inside Redis" if self.chosen == "move" else "claim, publish and ack",
+            extra={"event": "path_chosen", "path": self.chosen},
+        )
+
+
 class _Shard:
-    def __init__(self, delayed: CeleryDelay, keys: ShardKeys, holder: str) -> None:
+    def __init__(self, delayed: CeleryDelay, keys: ShardKeys, holder: str, path: _Path) -> None:
         settings, self._clock = delayed.settings, delayed.clock
         links = delayed.links()
         self._lease = RedisLease(links.with_timeout(settings.election_timeout).link(), keys, holder)
         self.elector = Elector(self._lease, holder, settings, self._clock)
         self._store = RedisStore(links, keys, settings, self._clock)
         self._dispatcher = Dispatcher(self._store, settings, self._clock)
+        publisher = BrokerPublisher(delayed.app, settings, self._clock)
+        self._handoff = Handoff(self._store, publisher, settings, self._clock)
+        self._path = path
+        #: Whether an entry that is to be published may have come to the head meanwhile.
+        self._woken = True
         self._wake = links.waiter(keys.wake)
         self._handover = links.waiter(keys.handover)
         self._led: int | None = None
@@ -87,7 +133,10 @@ class _Shard:
             wait=self._wait_for_handover,
             last=self._resign,
         )
-        self._loops = [self._dispatching, self._electing]
+        self._publishing = Loop(
+            f"publisher-{number}", self._hand_off, self._clock, last=self._handoff.close
+        )
+        self._loops = [self._dispatching, self._publishing, self._electing]
         self._draining: Loop | None = None
         if settings.audited:
             store = RedisStore(delayed.links(), keys, settings, self._clock)
@@ -107,7 +156,9 @@ class _Shard:
 
     def stop(self) -> None:
         # the elector ends last: it gives the lease back when the running batch is done
+        self._handoff.stopping = True
         self._dispatching.stop()
+        self._publishing.stop()
         self._electing.stop()
 
     def join(self, seconds: float) -> float:
@@ -131,10 +182,14 @@ class _Shard:
             self._led = term
             self._handover.close()
             self._dispatching.bell.ring()
-        elif seen is not None and seen.now_ms > (seen.head_due_ms or math.inf):
+            self._wake_publisher()
+        elif seen is not None:
             # A standby's dispatcher decides whether that is to be stolen.  The leader's has
             # missed a wake-up if it waits: Redis gave the token to a frozen former leader.
-            self._dispatching.bell.ring()
+            if seen.now_ms > (seen.head_due_ms or math.inf):
+                self._dispatching.bell.ring()
+            if seen.now_ms > (seen.outbound_due_ms or math.inf):
+                self._wake_publisher()
         return wait
 
     def _wait_for_handover(self, seconds: float) -> None:
@@ -157,6 +212,8 @@ class _Shard:
     # -- dispatcher thread --------------------------------------------------------------
 
     def _dispatch(self) -> float:
+        self._path.choose()
+        self._dispatcher.moves = self._path.moves
         if self.elector.term() is not None:
             if self._led != self._inspected:
                 self._inspected = self._led
@@ -184,8 +241,30 @@ class _Shard:
             self._wake.close()
             self._dispatching.bell.wait(seconds)
         else:
-            self._wake.wait(seconds, self._dispatching.bell.fileno())
+            if self._wake.wait(seconds, self._dispatching.bell.fileno()):
+                self._wake_publisher()
             self._dispatching.bell.hush()
+
+    # -- publisher thread ---------------------------------------------------------------
+
+    def _wake_publisher(self) -> None:
+        self._woken = True
+        self._publishing.bell.ring()
+
+    def _hand_off(self) -> float:
+        if self._path.chosen is None:
+            return RETRY_AFTER
+        if not self._path.moves:
+            self._handoff.sources = ("outbound", "schedule")
+        seen, sighting = self.elector.seen, self.elector.sighting
+        woken, self._woken = self._woken, False
+        if self.elector.term() is not None:
+            if not woken and self._path.moves and seen and seen.outbound_due_ms is None:
+                return LONGEST_WAIT  # there is nothing to publish, and nothing to rescue
+            return self._handoff.run_once(self.elector.term)
+        if sighting is not None and self._handoff.steal(*sighting):
+            return 0.0
+        return LONGEST_WAIT
 
     # -- auditor thread -----------------------------------------------------------------
 

@@ -254,6 +254,19 @@ class Settings:
         warns, and an intercepted one does as ``delay_intercept_fallback`` says.  It must outlast
         a restart of your beats.""",
     )
+    handoff: str = _setting(
+        "auto",
+        _choice("auto", "claim"),
+        """How due tasks reach their queues.  ``auto``: in one step inside Redis where store and
+        queues are on one Redis server, else published by the leader with the broker's
+        confirmation.  ``claim``: always published.""",
+    )
+    confirm_timeout: float = _setting(
+        1.0,
+        _seconds(0.1, 30.0),
+        """How long the leader waits for the broker's connection, and for its confirmation of one
+        message.  A message without confirmation is published again.""",
+    )
     batch_size: int = _setting(
         300,
         _count(1, 1_000),

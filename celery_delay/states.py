@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["LEGAL", "CancelOutcome", "State", "seen_by_backend"]
+__all__ = ["LEGAL", "CancelOutcome", "ReleaseOutcome", "State", "seen_by_backend"]
 
 
 class State(str, Enum):
@@ -118,6 +118,22 @@ class CancelOutcome(str, Enum):
 
     def __bool__(self) -> bool:
         return self is CancelOutcome.CANCELLED
+
+
+class ReleaseOutcome(str, Enum):
+    """The answers to a release.  True only for RELEASED."""
+
+    #: It is back in its schedule.
+    RELEASED = "RELEASED"
+    #: It is not kept back.
+    NOT_FOUND = "NOT_FOUND"
+    #: Its record or template is damaged: it cannot be sent, only cancelled.
+    DAMAGED = "DAMAGED"
+    #: Another entry with this task id is live.
+    CONFLICT = "CONFLICT"
+
+    def __bool__(self) -> bool:
+        return self is ReleaseOutcome.RELEASED
 
 
 _BACKEND = {

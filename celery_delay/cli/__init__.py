@@ -20,6 +20,7 @@ _VERBS: Mapping[str, str] = {
     "show": "story",
     "history": "story",
     "cancel": "acting",
+    "release": "releasing",
     "status": "status",
     "leader": "status",
     "migrate": "acting",

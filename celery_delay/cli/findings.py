@@ -130,6 +130,13 @@ def _entries(shard: ShardReport, leading: str) -> Iterator[Finding]:
             " tells of a Redis that is slow or whose clock has jumped (event clock_stepped)"
             if led else "they go out as soon as a beat leads",
         )  # fmt: skip
+    if shard.broker_failure:
+        yield Finding(
+            "problem", "broker", number,
+            f"the leader of shard {number} cannot publish to the broker: {shard.broker_failure}",
+            "mend the broker; due tasks wait here meanwhile (they can be listed and cancelled) and"
+            " go out within a second or two of its return",
+        )  # fmt: skip
     if shard.blocked:
         yield Finding(
             "problem", "blocked", number,
@@ -144,9 +151,10 @@ def _entries(shard: ShardReport, leading: str) -> Iterator[Finding]:
             "problem", "quarantined", number,
             f"{shard.quarantined} tasks of shard {number} cannot be handed off and are parked: "
             + _listed(f"{why} ({_listed(ids)})" for why, ids in shard.quarantined_reasons.items()),
-            "they will not run by themselves: `history ID` tells what they were; schedule them"
-            " again where they still matter, and `cancel ID` clears them away; then ask who else"
-            " writes to this Redis (another program, an eviction, a restore of a part)",
+            "they do not run by themselves: `history ID` tells what they were. Where a queue or"
+            " exchange was missing, make it and send them again: `release ID…` or `release --all`;"
+            " `cancel ID` clears them away. A damaged record cannot be sent: schedule the task"
+            " anew, and ask who else writes to this Redis (another program, an eviction)",
         )  # fmt: skip
 
 

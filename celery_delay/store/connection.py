@@ -214,6 +214,7 @@ class Links:
             "protocol": 2,
         }
         self._sentinels = sentinels
+        self.timeout = timeout
         self._pid = os.getpid()
         self._idle: deque[Link] = deque()
 

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from typing import Any, NamedTuple
 
-from celery_delay.entries import CODEC, Record, Template
+from celery_delay.entries import CODEC, PUBLISHED, Record, Template
 from celery_delay.exceptions import StoreUnavailable
 from celery_delay.store.connection import AnswerLost, Link
 from celery_delay.store.keys import ShardKeys
@@ -68,6 +68,9 @@ class ShardReport(NamedTuple):
     schedules: int
     #: uuid of the audit database that the shard belongs to.
     audit_id: str | None
+    #: Entries that a beat is publishing now, and why the broker takes none ("" if it does).
+    claimed: int = 0
+    broker_failure: str = ""
 
 
 def inspect_server(link: Link) -> ServerReport:
@@ -92,10 +95,12 @@ def inspect_shard(link: Link, keys: ShardKeys) -> ShardReport:
     seconds, micros = _read(link, "TIME")
     now = int(seconds) * 1000 + int(micros) // 1000
     holder, term, seq = _read(link, "HMGET", keys.lease, "holder", "term", "seq")
-    epoch, run_id, progress, gap, audit_id = _read(
-        link, "HMGET", keys.mark, "epoch", "run_id", "progress", "gap", "audit_id"
+    epoch, run_id, progress, gap, audit_id, failure = _read(
+        link, "HMGET", keys.mark, *"epoch run_id progress gap audit_id broker_failure".split()
     )
-    head = _read(link, "ZRANGE", keys.schedule, 0, 0, "WITHSCORES")
+    schedules = (keys.schedule, keys.outbound)
+    heads = [_read(link, "ZRANGE", one, 0, 0, "WITHSCORES") for one in schedules]
+    dues = [int(float(head[1])) for head in heads if head]
     oldest = _read(link, "XRANGE", keys.journal, "-", "+", "COUNT", 1)
     blocked = _read(link, "ZCARD", keys.blocked)
     quarantined = _read(link, "HLEN", keys.quarantine)
@@ -108,9 +113,9 @@ def inspect_shard(link: Link, keys: ShardKeys) -> ShardReport:
         epoch=int(epoch or 0),
         run_id=_text(run_id),
         progress_ms=int(progress) if progress else None,
-        pending=_read(link, "ZCARD", keys.schedule),
-        overdue=_read(link, "ZCOUNT", keys.schedule, "-inf", now - OVERDUE_MS),
-        next_due_ms=int(float(head[1])) if head else None,
+        pending=sum(_read(link, "ZCARD", one) for one in schedules),
+        overdue=sum(_read(link, "ZCOUNT", one, "-inf", now - OVERDUE_MS) for one in schedules),
+        next_due_ms=min(dues, default=None),
         blocked=blocked,
         blocked_reasons=_why_blocked(link, keys) if blocked else {},
         quarantined=quarantined,
@@ -122,6 +127,8 @@ def inspect_shard(link: Link, keys: ShardKeys) -> ShardReport:
         templates=_read(link, "HLEN", keys.templates),
         schedules=_read(link, "ZCARD", keys.occurrences),
         audit_id=_text(audit_id) or None,
+        claimed=_read(link, "ZCARD", keys.claims),
+        broker_failure=_text(failure),
     )
 
 
@@ -141,7 +148,10 @@ def _why(link: Link, keys: ShardKeys, record: str) -> str:
         text = name[1:].replace("\x02", "\n")
         if not name.startswith("="):
             text = _text(_read(link, "HGET", keys.templates, name))
-        return f"the key {Template.decode(text).queue} is not a list"
+        template = Template.decode(text)
+        if template.database == PUBLISHED:
+            return f"the broker declines it: {template.queue} is full, or cannot be written"
+        return f"the key {template.queue} is not a list"
     except ValueError:
         return "the record cannot be read"
 

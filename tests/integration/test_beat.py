@@ -279,7 +279,7 @@ class Buggy(Scheduler):
     [
         ("delay_lease", "soon", "delay_lease"),
         ("delay_leese", "1", "delay_lease"),  # the nearest name
-        ("broker_url", "memory://", "Redis broker"),
+        ("broker_url", "memory://", "delay_redis_url must say"),
     ],
 )
 def test_a_wrong_setting_ends_it_at_start(site: Site, setting: str, value: str, said: str) -> None:

@@ -1,11 +1,12 @@
 --- One step of the election: renew, take over, or look; always tells where things stand.
 -- @include clock
 -- @allow-oom
--- KEYS: mark lease schedule outbound
+-- KEYS: mark lease schedule outbound claims
 -- ARGV: now:int:ms holder:str seen_term:int seen_seq:int may_take:int:flag
 --   may_take: the caller has seen (seen_term, seen_seq) unchanged for a whole lease
 -- RETURNS: holder term seq now, then for what is moved and for what is published:
---   head_due_ms progress_ms   head_due_ms is -1 when nothing waits
+--   head_due_ms progress_ms   head_due_ms is -1 when nothing waits; the end of a claim counts
+--   as due
 
 now = time_ms(now)
 local lease_now = redis.call('HMGET', lease, 'holder', 'term', 'seq')
@@ -25,7 +26,11 @@ if owner == holder then
   redis.call('HSET', mark, 'alive', text(now))
 end
 local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
-local head_out = redis.call('ZRANGE', outbound, 0, 0, 'WITHSCORES')
+local head_out = redis.call('ZRANGE', outbound, 0, 0, 'WITHSCORES')[2]
+local claim_end = redis.call('ZRANGE', claims, 0, 0, 'WITHSCORES')[2]
+if claim_end and tonumber(claim_end) < (tonumber(head_out) or math.huge) then
+  head_out = claim_end
+end
 local progress = redis.call('HMGET', mark, 'progress', 'published')
 return { owner, text(term), text(seq), text(now), head[2] or '-1', progress[1] or '0',
-  head_out[2] or '-1', progress[2] or '0' }
+  head_out or '-1', progress[2] or '0' }

@@ -1,0 +1,288 @@
+"""The claim path: due entries to a broker that no move reaches.
+
+An entry is *claimed* (taken out of its schedule under a token, for a bounded time), its
+message is *published*, and when the broker has confirmed it, the claim is *acked* and the entry
+forgotten.  What a crash leaves depends on where it comes:
+
+* before the publish: the claim ends by itself, and the entry is *rescued*, a little late;
+* between the publish and the ack: the same, and its message comes a second time.  At most
+  :data:`ACK_WINDOW` messages are ever in that stretch.
+
+A claim is good for longer than its holder trusts it: nothing is published later than
+:data:`PUBLISH_WITHIN` after the claim was asked for, on the boot clock, looked at before each
+message.  So a process that was paused in the middle does not publish what others have
+rescued meanwhile.
+
+A broker that fails opens the circuit: nothing is claimed, the entries stay where they can be
+listed and cancelled, and once a second a probe that reaches no queue asks whether it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+
+from celery_delay.claims import Claims, ClaimStore, Publisher, Publishing
+from celery_delay.clock import Clock
+from celery_delay.dispatcher import LONGEST_WAIT, RETRY_AFTER, ClockGuard
+from celery_delay.entries import Claimed
+from celery_delay.ports import LeaseRecord, StaleEpoch
+from celery_delay.settings import Settings
+
+__all__ = ["ACK_WINDOW", "Handoff"]
+
+logger = logging.getLogger(__name__)
+
+#: Entries that one claim takes at most.
+CLAIM_SIZE = 100
+#: Messages that are confirmed and not acked yet, at most.
+ACK_WINDOW = 20
+#: For how long after it was asked for a claim is published from, in seconds.
+PUBLISH_WITHIN = 1.5
+#: A claim outlives the last confirm that its holder may wait for by this, in seconds.
+MARGIN = 0.5
+#: How often a failing broker is probed, and dead claims are looked for, in seconds.
+PROBE_EVERY = RESCUE_EVERY = 1.0
+
+#: Where an entry goes whose message the broker has certainly not taken: to its schedule, among
+#: the blocked ones, into quarantine; see ``store/claims.py``.
+_RETURNS = {Publishing.AWAY: "S", Publishing.DECLINED: "B", Publishing.REFUSED: "Q"}
+
+
+class Handoff:
+    """Hands one shard's entries to the broker; called by one thread.
+
+    Arguments:
+        sources: the schedules that it serves: ``outbound``, and ``schedule`` where no move is
+            possible.
+    """
+
+    def __init__(
+        self,
+        store: ClaimStore,
+        publisher: Publisher,
+        settings: Settings,
+        clock: Clock,
+        sources: Sequence[str] = ("outbound",),
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._clock = clock
+        self.sources = sources
+        #: Set when the process ends: what is claimed and not sent yet goes back.
+        self.stopping = False
+        self._backstop_ms = round(settings.backstop * 1000)
+        self._ttl_ms = round((PUBLISH_WITHIN + settings.confirm_timeout + MARGIN) * 1000)
+        self._guard = ClockGuard(clock)
+        self._rescue_at = self._probe_at = 0.0
+        self._failure = ""
+        #: The failure that the store was told of; ``None``: what it knows is from before us.
+        self._told: str | None = None
+        #: Confirmed messages that could not be acked, by token.
+        self._unacked: list[tuple[str, list[str]]] = []
+        self._published = 0
+
+    def run_once(self, term: Callable[[], int | None]) -> float:
+        """Publish all that is due, as the leader.
+
+        Arguments:
+            term: tells the term in which this replica leads, now; asked before each claim.
+
+        Returns:
+            Seconds until the next entry is due, or until a failing broker is probed.
+
+        Raises:
+            StoreUnavailable: what was confirmed is acked as soon as the store is back.
+        """
+        while term() is not None:
+            if self._told is None:
+                self._tell(self._failure)
+            wait = self._pass()
+            if wait is not None:
+                return wait
+        return LONGEST_WAIT
+
+    def steal(self, seen: LeaseRecord, asked_at: float, seen_at: float) -> int:
+        """Publish what the leader leaves lying, as a standby; see ``Dispatcher.steal``."""
+        self._guard.saw(seen.now_ms, asked_at, seen_at)
+        heads = {
+            "outbound": (seen.outbound_due_ms, seen.published_ms),
+            "schedule": (seen.head_due_ms, seen.progress_ms),
+        }
+        late = seen.now_ms - self._backstop_ms
+        overdue = [heads[one] for one in self.sources]
+        if not any(due is not None and max(due, progress) < late for due, progress in overdue):
+            return 0
+        before = self._published
+        while self._pass(self._backstop_ms) is None:
+            pass
+        return self._published - before
+
+    def close(self) -> None:
+        """Ack what can be acked, and drop the broker's connection."""
+        try:
+            self._ack_the_rest()
+        finally:
+            self._publisher.close()
+
+    def _pass(self, steal_ms: int = 0) -> float | None:
+        """One claim of each source; seconds to wait, or ``None`` if there may be more."""
+        self._ack_the_rest()
+        self._rescue()
+        if (pause := self._probe()) > 0:
+            return pause
+        waits: list[float] = []
+        for source in self.sources:
+            token, asked_at = uuid.uuid4().hex, self._clock.boot()
+            try:
+                claims = self._claim(token, source, steal_ms)
+            except StaleEpoch:
+                return RETRY_AFTER  # the leader's dispatcher names the history
+            failure = self._publish(token, claims.taken, asked_at)
+            if failure:
+                self._break(failure, is_leader=not steal_ms)
+                return PROBE_EVERY
+            waits.append(0.0 if claims.handled else self._wait(claims))
+        return min(waits) or None
+
+    def _claim(self, token: str, source: str, steal_ms: int) -> Claims:
+        for _ in range(2):
+            asked_at = self._clock.boot()
+            claims = self._store.claim(
+                token=token,
+                limit=CLAIM_SIZE,
+                ttl_ms=self._ttl_ms,
+                source=source,
+                hold_ms=self._guard.hold_ms,
+                steal_ms=steal_ms,
+                latest_ms=self._guard.latest_ms,
+            )
+            self._guard.saw(claims.now_ms, asked_at, self._clock.boot())
+            if not claims.unmoved:
+                break
+        if claims.quarantined:
+            self._tell_quarantined(claims.quarantined)
+        if claims.failure:
+            logger.error(
+                "entries are held back: %s", claims.failure, extra={"event": "entries_blocked"}
+            )
+        return claims
+
+    def _publish(self, token: str, taken: Sequence[Claimed], asked_at: float) -> str:
+        """Publish what was claimed; why the broker cannot be used, or ""."""
+        if not taken:
+            return ""
+        failure = self._publisher.connect()
+        until = asked_at + PUBLISH_WITHIN
+        for start in range(0, len(taken), ACK_WINDOW):
+            some = taken[start : start + ACK_WINDOW]
+            outcomes = [(Publishing.AWAY, "")] * len(some)
+            if not failure and not self.stopping:
+                outcomes = self._publisher.publish(some, until)
+            ids = [one.entry_id.task_id for one in some]
+            failure = failure or self._settle(token, ids, outcomes)
+        return failure
+
+    def _settle(
+        self, token: str, ids: Sequence[str], outcomes: Sequence[tuple[Publishing, str]]
+    ) -> str:
+        """Ack what is confirmed, give back what is not sent; the broker's failure, or ""."""
+        failure = ""
+        confirmed: list[str] = []
+        returns: list[tuple[str, str, str]] = []
+        for task_id, (outcome, why) in zip(ids, outcomes, strict=True):
+            if outcome in (Publishing.AWAY, Publishing.UNKNOWN):
+                failure = failure or why
+            if outcome is Publishing.CONFIRMED:
+                confirmed.append(task_id)
+            elif outcome in _RETURNS:
+                returns.append((task_id, _RETURNS[outcome], why))
+            else:
+                logger.warning(
+                    "no word of the message of %s came: it may be sent twice",
+                    task_id,
+                    extra={"event": "publish_unknown", "task_id": task_id},
+                )
+        self._ack(token, confirmed)
+        if returns:
+            self._store.give_back(token, returns)
+            for task_id, where, why in returns:
+                if where == _RETURNS[Publishing.REFUSED]:
+                    self._tell_quarantined(1, f"{task_id}: {why}")
+        return failure
+
+    def _ack(self, token: str, confirmed: list[str]) -> None:
+        if confirmed:
+            self._published += len(confirmed)
+            self._unacked.append((token, confirmed))
+            self._ack_the_rest()
+
+    def _ack_the_rest(self) -> None:
+        while self._unacked:
+            self._store.ack(*self._unacked[0])
+            self._unacked.pop(0)
+
+    def _rescue(self) -> None:
+        if self._clock.monotonic() < self._rescue_at:
+            return
+        rescued = self._store.rescue(latest_ms=self._guard.latest_ms)
+        # only now: a failed attempt is made up for at once
+        self._rescue_at = self._clock.monotonic() + RESCUE_EVERY
+        if rescued:
+            logger.warning(
+                "%d entries are published again: nobody told what became of them",
+                rescued,
+                extra={"event": "entries_rescued", "count": rescued},
+            )
+
+    def _probe(self) -> float:
+        """Seconds to wait for a failing broker; 0 when there is none, or no more."""
+        if not self._failure:
+            return 0.0
+        wait = self._probe_at - self._clock.monotonic()
+        if wait > 0:
+            return wait
+        failure = self._publisher.probe()
+        if failure:
+            self._failure = failure
+            self._probe_at = self._clock.monotonic() + PROBE_EVERY
+            return PROBE_EVERY
+        self._failure = ""
+        logger.info("the broker takes messages again", extra={"event": "broker_recovered"})
+        self._tell("")
+        return 0.0
+
+    def _break(self, failure: str, *, is_leader: bool) -> None:
+        if not self._failure:
+            logger.error(
+                "no message can be published, entries wait: %s",
+                failure,
+                extra={"event": "broker_failing"},
+            )
+        self._failure = failure
+        self._probe_at = self._clock.monotonic() + PROBE_EVERY
+        if is_leader:
+            self._tell(failure)
+
+    def _tell(self, failure: str) -> None:
+        if failure != self._told:
+            self._store.tell_broker(failure)
+            self._told = failure
+
+    @staticmethod
+    def _tell_quarantined(count: int, why: str = "") -> None:
+        logger.error(
+            "%d entries cannot be handed off and are quarantined (%s): see `celery delay status`",
+            count,
+            why or "their records are damaged",
+            extra={"event": "entries_quarantined", "count": count},
+        )
+
+    @staticmethod
+    def _wait(claims: Claims) -> float:
+        if claims.next_due_ms is None:
+            return LONGEST_WAIT
+        # what is due and was not taken is held back
+        wait = (claims.next_due_ms - claims.now_ms) / 1000
+        return min(LONGEST_WAIT, wait if wait > 0 else RETRY_AFTER)

@@ -1,0 +1,250 @@
+"""The way to a broker that no move reaches: messages, and the broker's word for each.
+
+The message was built by Celery when the task was scheduled.  Here it is only published: to
+the same exchange, with the same routing key, properties and headers, after declaring the
+queue as Celery's own sender does.
+
+After any failure the connection is dropped, not closed: RabbitMQ does not read a polite
+goodbye while it blocks publishers.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from kombu.utils.json import object_hook
+
+from celery_delay.channels import (
+    Blocked,
+    ConfirmingChannel,
+    Message,
+    Outcome,
+    PlainChannel,
+    Unroutable,
+)
+from celery_delay.claims import Publishing
+from celery_delay.clock import Clock
+from celery_delay.entries import Claimed
+from celery_delay.envelope import HEADER, expiry_ms
+from celery_delay.settings import Settings
+
+__all__ = ["BrokerPublisher"]
+
+#: A connection that was not used for so long, in seconds, may be dead without our knowing.
+IDLE = 30.0
+#: Errors in a message itself: no broker would ever take it.
+_UNFIT = (KeyError, OverflowError, TypeError, ValueError, struct.error)
+#: From this attempt on an error that is nobody's known failure counts as the message's own.
+STUBBORN = 3
+
+
+class BrokerPublisher:
+    """Publishes to the app's broker; see :class:`celery_delay.claims.Publisher`."""
+
+    def __init__(self, app: Any, settings: Settings, clock: Clock) -> None:
+        self._app = app
+        self._timeout = settings.confirm_timeout
+        self._clock = clock
+        self._connection: Any = None
+        self._channel: PlainChannel | None = None
+        self._used_at = 0.0
+
+    def connect(self) -> str:
+        """Make sure that there is a connection; why there is none, or ""."""
+        if self._channel is not None and self._clock.boot() - self._used_at > IDLE:
+            self.close()
+        if self._channel is not None:
+            return ""
+        try:
+            self._channel = self._connect()
+        except Exception as exc:  # each transport has errors of its own
+            self.close()
+            return f"cannot connect to {self._address}: {_text(exc)}"
+        self._used_at = self._clock.boot()
+        return ""
+
+    def publish(self, batch: Sequence[Claimed], until: float) -> list[Outcome]:
+        """Send messages and wait for the broker's word; what became of each, and why.
+
+        Arguments:
+            until: instant on the boot clock from which on nothing is sent any more.
+        """
+        outcomes: list[Outcome] = []
+        for some in _together(batch):
+            outcomes += self._publish(some, until)
+        return outcomes
+
+    def probe(self) -> str:
+        """Why nothing can be published; "" when it can.  No queue gets a message."""
+        if failure := self.connect():
+            return failure
+        assert self._channel is not None
+        try:
+            self._channel.probe()
+        except Exception as exc:
+            self.close()
+            return f"{self._address} takes no messages: {_text(exc)}"
+        self._used_at = self._clock.boot()
+        return ""
+
+    def close(self) -> None:
+        """Drop the connection."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            with suppress(Exception):
+                connection.collect(socket_timeout=0.1)
+
+    # -- inside -------------------------------------------------------------------------
+
+    @property
+    def _address(self) -> str:
+        return str(self._app.connection_for_write().as_uri())
+
+    def _connect(self) -> PlainChannel:
+        connection = self._app.connection_for_write(connect_timeout=self._timeout)
+        transport, kind, options = connection.transport, PlainChannel, {}
+        if transport.driver_name == "py-amqp":
+            # the channel below confirms by itself, several messages at a time
+            kind = ConfirmingChannel
+            options = {
+                "confirm_publish": False,
+                "on_blocked": _on_blocked,
+                "write_timeout": self._timeout,
+            }
+        elif transport.driver_type == "redis":
+            options = {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
+        connection.transport_options = {**(connection.transport_options or {}), **options}
+        self._connection = connection
+        connection.ensure_connection(
+            max_retries=max(1, len(connection.alt)),  # each address of a list once
+            interval_start=0,
+            interval_step=0,
+            timeout=2 * self._timeout,
+        )
+        return kind(connection, self._app.amqp.queues, self._timeout, self._clock)
+
+    def _publish(self, batch: Sequence[Claimed], until: float) -> list[Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        failure = self._hear()
+        for one in batch:
+            task_id = one.entry_id.task_id
+            if failure or self._clock.boot() >= until:
+                outcomes[task_id] = (Publishing.AWAY, failure)
+                continue
+            outcome = self._put(one)
+            if outcome is not None:
+                outcomes[task_id] = outcome
+                if outcome[0] in (Publishing.AWAY, Publishing.UNKNOWN):
+                    failure = outcome[1]
+        channel = self._channel
+        if channel is not None:
+            outcomes |= channel.settle()
+        self._used_at = self._clock.boot()
+        in_doubt = [why for outcome, why in outcomes.values() if outcome is Publishing.UNKNOWN]
+        if failure or in_doubt:
+            self.close()
+        return [outcomes[one.entry_id.task_id] for one in batch]
+
+    def _hear(self) -> str:
+        """Why the broker takes no messages, if it has said so meanwhile; or ""."""
+        if self._channel is None:
+            return "there is no connection"
+        try:
+            self._channel.hear()
+        except Exception as exc:
+            self.close()
+            return f"{self._address}: {_text(exc)}"
+        return ""
+
+    def _put(self, one: Claimed) -> Outcome | None:
+        """Send one message; its outcome, or ``None`` while that is not known."""
+        assert self._channel is not None
+        sent = False
+        try:
+            message = self._message(one)
+            self._channel.prepare(message)
+            sent = True
+            return self._channel.put(message)
+        except Unroutable as exc:
+            return Publishing.REFUSED, str(exc)
+        except Blocked as exc:
+            return Publishing.AWAY, f"{self._address}: {exc}"
+        except Exception as exc:
+            return self._judge(exc, one, sent)
+
+    def _judge(self, exc: Exception, one: Claimed, sent: bool) -> Outcome:
+        """What an error while publishing means for the message."""
+        text = f"{self._address}: {_text(exc)}"
+        in_doubt = Publishing.UNKNOWN if sent else Publishing.AWAY
+        if isinstance(exc, (*self._connection.connection_errors, TimeoutError)):
+            return in_doubt, text
+        if isinstance(exc, (*self._connection.channel_errors, *_UNFIT)):
+            return Publishing.REFUSED, _text(exc)
+        return (Publishing.REFUSED if one.attempt >= STUBBORN else in_doubt), text
+
+    def _message(self, one: Claimed) -> Message:
+        envelope = one.envelope
+        where = envelope["properties"]["delivery_info"]
+        ours = ("delivery_info", "delivery_tag", "body_encoding", "expiration")
+        given = envelope["properties"]
+        properties = {name: value for name, value in given.items() if name not in ours}
+        if "expiration" in given:
+            # counted from the call; what is left of it is known by the instant beside it
+            left = expiry_ms(envelope["headers"]) / 1000 - self._clock.wall()
+            properties["expiration"] = max(0.001, left)
+        properties["content_type"] = envelope["content-type"]
+        properties["content_encoding"] = envelope["content-encoding"]
+        headers: dict[str, Any] = _revived(envelope["headers"])
+        if one.attempt:
+            headers[HEADER] = {**headers[HEADER], "attempt": one.attempt}
+        return Message(
+            one.entry_id.task_id,
+            where["exchange"],
+            where["routing_key"],
+            envelope.get("queue"),
+            _body(envelope),
+            headers,
+            properties,
+        )
+
+
+def _together(batch: Sequence[Claimed]) -> list[list[Claimed]]:
+    """*batch* in parts that may be under way at once.
+
+    One that has failed before goes alone: should it fail again, that is its own doing.
+    """
+    parts: list[list[Claimed]] = []
+    for one in batch:
+        if parts and not one.attempt and not parts[-1][0].attempt:
+            parts[-1].append(one)
+        else:
+            parts.append([one])
+    return parts
+
+
+def _body(envelope: Mapping[str, Any]) -> bytes:
+    body = envelope["body"]
+    if envelope["properties"].get("body_encoding") == "base64":
+        return base64.b64decode(body)
+    return str(body).encode(envelope["content-encoding"] or "utf-8")
+
+
+def _revived(value: Any) -> Any:
+    """*value* with what kombu's JSON wrote as marked texts (instants, uuids) made whole again."""
+    if isinstance(value, dict):
+        return object_hook({name: _revived(one) for name, one in value.items()})
+    if isinstance(value, list):
+        return [_revived(one) for one in value]
+    return value
+
+
+def _on_blocked(reason: str) -> None:
+    raise Blocked("RabbitMQ blocks publishers (memory or disk alarm)")
+
+
+def _text(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())}"

@@ -168,7 +168,8 @@ def _story(data: Mapping[str, Any], at_ms: int) -> Row:
         "group_id": _id(data.get("group")),
         "group_index": _number(data.get("group_index"), _MAX_INT),
         "chord": _dump(chord) if isinstance(chord, Mapping) else None,
-        "ignore_result": bool(data.get("ignore_result")),
+        # not told again when an entry leaves the quarantine: None keeps what is known
+        "ignore_result": bool(data["ignore_result"]) if "ignore_result" in data else None,
         "scheduled_ms": at_ms,
     }
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from celery_delay.claims import Claims
 from celery_delay.entries import Claimed, EntryId
-from celery_delay.exceptions import StoreUnavailable
 from celery_delay.ports import StaleEpoch
 from celery_delay.store.shard import Shard
 
@@ -78,9 +77,10 @@ class Claiming(Shard):
             return Claims(now, unmoved=status == b"JUMPED")
         next_due = int(float(answer[2]))
         expired, quarantined, blocked = map(int, answer[3:6])
-        parts = answer[7:]
-        taken = [_claimed(parts[start : start + _PARTS]) for start in range(0, len(parts), _PARTS)]
-        failure = answer[6].decode()
+        taken, unreadable = _claimed(answer[7:])
+        if unreadable:
+            # they would come back after each claim, and take the others of their claim along
+            quarantined += self.give_back(token, unreadable)
         return Claims(
             now,
             None if next_due < 0 else next_due,
@@ -88,7 +88,7 @@ class Claiming(Shard):
             expired,
             quarantined,
             blocked,
-            failure,
+            answer[6].decode(),
         )
 
     def ack(self, token: str, task_ids: Sequence[str]) -> int:
@@ -141,12 +141,17 @@ class Claiming(Shard):
         return {"now": self._given_now(), "journal_max": self._journal_max, "token": token}
 
 
-def _claimed(parts: Sequence[bytes]) -> Claimed:
-    task_id, run, version, due, attempt, message = parts
-    try:
-        envelope = json.loads(message)
-    except ValueError as exc:  # the script has compared digests, so this is no damage
-        raise StoreUnavailable(f"the message of {task_id!r} cannot be read: {exc}") from exc
-    return Claimed(
-        EntryId(task_id.decode(), int(run)), int(version), int(due), int(attempt), envelope
-    )
+def _claimed(parts: Sequence[bytes]) -> tuple[list[Claimed], list[tuple[str, str, str]]]:
+    """The entries of a claim's answer; and what to give back, because its message is no JSON."""
+    taken, unreadable = [], []
+    for start in range(0, len(parts), _PARTS):
+        name, run, version, due, attempt, message = parts[start : start + _PARTS]
+        task_id = name.decode()
+        try:
+            envelope = json.loads(message)
+        except ValueError as exc:
+            unreadable.append((task_id, QUARANTINE, f"its message cannot be read: {exc}"))
+            continue
+        entry_id = EntryId(task_id, int(run))
+        taken.append(Claimed(entry_id, int(version), int(due), int(attempt), envelope))
+    return taken, unreadable

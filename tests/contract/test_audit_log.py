@@ -389,6 +389,35 @@ def test_what_was_quarantined_can_be_stored_again_by_a_higher_version_only(
     assert (told.state, told.version, told.error) == ("SCHEDULED", 2, None)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_what_is_sent_again_from_quarantine_keeps_its_story(
+    log: SQLAuditLog, queries: AuditQueries, database: Database, journal: Journal, together: bool
+) -> None:
+    story = STORY | {"group": "g", "group_index": 2, "chord": {"task": "x"}, "ignore_result": True}
+    events = [
+        journal.event("SCHEDULED", data=story),
+        journal.event("QUARANTINED", data={"error": "no queue"}),
+        journal.event("SCHEDULED", data={}, version=2, at_ms=T0 + 9_000),
+    ]
+
+    if together:
+        take(log, events)
+    else:
+        for one in events:
+            take(log, [one])
+
+    assert state(queries) == ("SCHEDULED", T0)
+    [task] = rows(database)["task"]
+    [entry] = rows(database)["entry"]
+    assert (task["name"], task["argsrepr"], task["queue"]) == (
+        STORY["name"], STORY["args"], STORY["queue"],
+    )  # fmt: skip
+    assert (task["group_id"], task["kwargsrepr"]) == ("g", STORY["kwargs"])
+    assert (entry["group_index"], entry["ignore_result"], entry["version"]) == (2, True, 2)
+    assert (entry["chord"], entry["error"]) == ('{"task":"x"}', None)
+    assert entry["scheduled_ms"] < T0 + 9_000
+
+
 def test_an_event_without_a_run_is_the_latest_runs(
     log: SQLAuditLog, queries: AuditQueries, journal: Journal
 ) -> None:

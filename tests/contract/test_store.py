@@ -1,25 +1,23 @@
 """Each answer that a Lua command can give, on a real Redis: 7 and 6.2.
 
-``@answers`` names the alternative of the file's RETURNS line that a test shows; the last
-test of the module sees to it that none is left out.
+``@answers`` names the alternative of the file's RETURNS line that a test shows;
+``test_answers.py`` sees to it that none is left out.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from celery_delay.embedded import EmbeddedRedis
 from celery_delay.entries import EntryId, template_id
 from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
 from celery_delay.ports import JournalPosition, Leaderless, StaleEpoch, Transition
 from celery_delay.states import CancelOutcome, State
 from celery_delay.store import additions as additions_module
-from tests.contract.bench import LUA, NOW, TOMBSTONE, WINDOW, Bench, answers, shown
+from tests.contract.bench import NOW, TOMBSTONE, WINDOW, Bench, answers
 from tests.shards import addition, shape, shard, to_links
 
 pytestmark = pytest.mark.redis62
@@ -1043,36 +1041,3 @@ def test_the_lease_and_the_head_are_told_with_each_call(bench: Bench) -> None:
     ]  # fmt: skip
     assert bench.script("release", holder="you", term=bench.term) == 0
     assert bench.script("release", holder="me", term=bench.term) == 1
-
-
-# --- and none is left out ----------------------------------------------------------------
-
-
-#: Files whose answers test_claims.py is to show.
-TO_BE_SHOWN = {f"{one}.lua" for one in ("ack", "claim", "give_back", "rescue", "send_again")}
-
-
-def test_each_alternative_of_each_file_is_shown(redis_server: EmbeddedRedis) -> None:
-    declared = {
-        (path.name.removesuffix(".lua"), alternative)
-        for path in LUA.iterdir()
-        if path.name.endswith(".lua") and path.name not in TO_BE_SHOWN
-        for alternative in _alternatives(path.read_text(encoding="utf-8"))
-    }
-
-    unshown = {
-        one for one in declared if not any(s == one[0] and one[1].startswith(a) for s, a in shown)
-    }
-    unknown = {
-        (s, a) for s, a in shown if not any(s == name and d.startswith(a) for name, d in declared)
-    }
-
-    assert unshown == set()
-    assert unknown == set()
-
-
-def _alternatives(source: str) -> list[str]:
-    found = re.search(r"^-- RETURNS: (.*(?:\n--   \|.*)*)", source, re.MULTILINE)
-    assert found
-    text = re.sub(r"\n--   ", " ", found[1])
-    return [one.strip() for one in text.split("|")]

@@ -52,9 +52,17 @@ for i, entry in ipairs(entries_given) do
   local _, refused_run = cancelled(entry.id)
   local score = live[i]
     and (eta_of(entry.id) or redis.call('ZSCORE', blocked, entry.id))
-  local _, _, eta_before, record_before = read_claim(entry.id)
-  local _, _, run_before = read_head(record_before or '')
-  if score then
+  -- a run that is being published, or is live after a claim that ended in silence
+  local _, _, eta_out, out = read_claim(entry.id)
+  if score and redis.call('HEXISTS', attempts, entry.id) == 1 then
+    eta_out, out = score, live[i]
+  end
+  local _, _, text_out = read_head(out or '')
+  local run_out = text_out and tonumber(text_out)
+  if run_out and run_out < entry.run and not entry.drawn then
+    -- this message comes from inside that run or a later one: it has been published, then
+    entry.before = { eta_out, out }
+  elseif score then
     local _, digest, run, version, _, _, payload = read_head(live[i])
     -- two calls with one task id may fall into the same millisecond: a repeat is the same text
     if tonumber(run) ~= entry.run
@@ -67,12 +75,9 @@ for i, entry in ipairs(entries_given) do
     elseif is_whole(payload, digest) then
       entry.replaced = payload
     end
-  elseif run_before and tonumber(run_before) < entry.run and not entry.drawn then
-    -- this message comes from inside the run before it: which has been published, then
-    entry.before = { eta_before, record_before }
-  elseif run_before and tonumber(run_before) ~= entry.run then
+  elseif run_out and run_out ~= entry.run then
     return { 'CONFLICT', text(now), entry.id }
-  elseif run_before or gone(entry.id, text(entry.run)) >= entry.version then
+  elseif run_out or gone(entry.id, text(entry.run)) >= entry.version then
     entry.code = 'G'
   elseif entry.run <= refused_run then
     entry.code = 'C'
@@ -144,6 +149,7 @@ for i, entry in ipairs(entries_given) do
   if entry.code == 'A' then
     if live[i] then
       redis.call('ZREM', blocked, entry.id)
+      redis.call('ZREM', schedule_of(entry.payload) == schedule and outbound or schedule, entry.id)
     end
     if entry.replaced then
       release_template(entry.replaced)

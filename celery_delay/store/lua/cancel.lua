@@ -1,5 +1,5 @@
 --- Take an entry out, or make sure that it cannot come any more.
--- @include clock journal tombstones records ways
+-- @include clock journal tombstones records quarantine ways
 -- @allow-oom
 -- KEYS: mark schedule outbound entries blocked claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int deadline:int:ms task_id:str run:int data:str
@@ -17,14 +17,19 @@ end
 if now > deadline then
   return { 'LATE', text(now) }
 end
+local record = redis.call('HGET', entries, task_id)
+if redis.call('HEXISTS', claimed, task_id) == 1
+  or (record and redis.call('HEXISTS', attempts, task_id) == 1) then
+  -- a beat is publishing it, or one did and nobody knows how far it came
+  return { 'TOO_LATE', text(now) }
+end
 local found, refused_before = cancelled(task_id)
 local refused = math.max(now, run, refused_before)
-local record = redis.call('HGET', entries, task_id)
 local due = eta_of(task_id) or redis.call('ZSCORE', blocked, task_id)
-local parked = not record and not due and redis.call('HGET', quarantine, task_id)
-if parked then
-  local _
-  _, due, record = unpack(cjson.decode(parked))
+local parked, silent = false, 0
+if not record and not due then
+  due, record, silent = read_parked(task_id)
+  parked = record ~= nil
 end
 if record or due then
   record = record or ''
@@ -33,7 +38,6 @@ if record or due then
   redis.call('ZREM', outbound, task_id)
   redis.call('ZREM', blocked, task_id)
   redis.call('HDEL', entries, task_id)
-  redis.call('HDEL', attempts, task_id)
   if parked then
     redis.call('HDEL', quarantine, task_id)
   end
@@ -48,13 +52,17 @@ if record or due then
     bury('r/' .. task_id .. '/' .. live_run, '')
   end
   due = due and text(tonumber(due)) or ''
-  bury('c/' .. task_id, 'F ' .. text(refused))
   write_journal('CANCELLED', { task_id .. '\t' .. (live_run or '0') .. '\t' .. (version or '0')
     .. '\t' .. due .. '\t' .. data })
+  if silent > 0 and live_run then
+    -- it is out of quarantine, but its message may be on its queue since an earlier attempt
+    bury('g/' .. task_id .. '/' .. live_run, version)
+    return { 'TOO_LATE', text(now) }
+  end
+  bury('c/' .. task_id, 'F ' .. text(refused))
   return { 'CANCELLED', text(now), live_run or '0', record, stored or '', due }
 end
--- a beat is publishing it: it may be on its queue already
-if redis.call('HEXISTS', claimed, task_id) == 1 or (run > 0 and gone(task_id, text(run)) >= 0) then
+if run > 0 and gone(task_id, text(run)) >= 0 then
   return { 'TOO_LATE', text(now) }
 end
 bury('c/' .. task_id, (found or 'N') .. ' ' .. text(refused))

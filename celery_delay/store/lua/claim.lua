@@ -1,5 +1,5 @@
 --- Take due entries out under a claim, for a beat to publish their messages.
--- @include clock journal tombstones records messages due claims
+-- @include clock journal tombstones records messages quarantine due
 -- @allow-oom
 -- KEYS: mark schedule outbound entries blocked claims claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms latest_ms:int:ms ttl:int:ms token:str from:str
@@ -49,13 +49,8 @@ for i, entry in ipairs(due) do
 end
 
 redis.call('ZREM', source, unpack(ids))
-local before, answer = {}, {}
+local answer = {}
 for _, entry in ipairs(taken) do
-  local _, _, eta, record = read_claim(entry.id)
-  if record then
-    -- a later run of the task is here: the run before it has been published, and has run
-    before[#before + 1] = handed_off(entry.id, eta, record)
-  end
   local attempt = redis.call('HGET', attempts, entry.id) or '0'
   redis.call('ZADD', claims, text(now + ttl), entry.id)
   redis.call('HSET', claimed, entry.id,
@@ -66,12 +61,6 @@ for _, entry in ipairs(taken) do
   end
 end
 local failure = finish()
-for _, gone_for_good in ipairs({ expired, bad }) do
-  for _, entry in ipairs(gone_for_good) do
-    redis.call('HDEL', attempts, entry.id)
-  end
-end
-write_journal('DISPATCHED', before)
 local told = { 'OK', text(now), next_due(), #expired, #bad, #stuck, failure }
 for _, part in ipairs(answer) do
   told[#told + 1] = part

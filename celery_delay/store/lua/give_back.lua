@@ -1,5 +1,5 @@
 --- Put claimed entries back whose messages the broker has certainly not taken.
--- @include clock journal records ways claims
+-- @include clock journal records quarantine ways claims
 -- @allow-oom
 -- KEYS: mark schedule outbound entries blocked claims claimed attempts quarantine template_uses journal
 -- ARGV: now:int:ms journal_max:int:events token:str rest:*
@@ -18,13 +18,12 @@ for i = 1, #rest, 3 do
     end_claim(id)
     local _, _, run, version, _, _, payload = read_head(record)
     if where == 'Q' then
-      redis.call('HDEL', attempts, id)
-      redis.call('HSET', quarantine, id, cjson.encode({ why, eta, record }))
-      lines[#lines + 1] = id .. '\t' .. run .. '\t' .. version .. '\t' .. eta .. '\t'
-        .. cjson.encode({ error = why })
+      put_in_quarantine(id, why, eta, record)
+      lines[#lines + 1] = id .. '\t' .. (run or '0') .. '\t' .. (version or '0') .. '\t' .. eta
+        .. '\t' .. cjson.encode({ error = why })
     else
       redis.call('HSET', entries, id, record)
-      redis.call('ZADD', where == 'B' and blocked or schedule_of(payload), eta, id)
+      redis.call('ZADD', where == 'B' and blocked or schedule_of(payload or ''), eta, id)
     end
   end
 end

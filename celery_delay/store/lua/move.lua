@@ -1,7 +1,7 @@
 --- Hand due entries to their queues: the one step that takes them out and pushes their messages.
--- @include clock journal tombstones records messages due
+-- @include clock journal tombstones records messages quarantine due
 -- @allow-oom
--- KEYS: mark schedule entries blocked quarantine templates template_uses journal tombstones_even tombstones_odd
+-- KEYS: mark schedule entries blocked attempts quarantine templates template_uses journal tombstones_even tombstones_odd
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms latest_ms:int:ms database:int
 --   hold_ms   entries due less than this long ago are held back (0 in normal operation)
 --   steal_ms  0 for the leader; else only entries overdue by more than this are taken, and only

@@ -1,7 +1,7 @@
 --- Return quarantined entries to their schedule, as an operator asks.
--- @include clock journal records ways
+-- @include clock journal records quarantine ways
 -- @allow-oom
--- KEYS: mark schedule outbound entries claimed quarantine templates template_uses journal wake
+-- KEYS: mark schedule outbound entries claimed attempts quarantine templates template_uses journal wake
 -- ARGV: now:int:ms journal_max:int:events rest:*
 --   rest = task ids
 -- RETURNS: one letter per id: S scheduled, N not in quarantine, D damaged (it stays),
@@ -10,11 +10,10 @@
 now = time_ms(now)
 local codes, lines = {}, {}
 for i, id in ipairs(rest) do
-  local parked = redis.call('HGET', quarantine, id)
-  local _, eta, record = unpack(parked and cjson.decode(parked) or {})
+  local eta, record, silent = read_parked(id)
   local codec, digest, run, version, deadline, expires, payload = read_head(record or '')
   local template = payload and template_of(payload)
-  if not parked then
+  if not record then
     codes[i] = 'N'
   elseif codec ~= CODEC or not is_whole(payload, digest)
     or (string.sub(template, 1, 1) ~= '=' and redis.call('HEXISTS', templates, template) == 0) then
@@ -28,6 +27,9 @@ for i, id in ipairs(rest) do
       .. expires .. '\n' .. payload
     redis.call('HDEL', quarantine, id)
     redis.call('HSET', entries, id, record)
+    if silent > 0 then
+      redis.call('HSET', attempts, id, text(silent))
+    end
     redis.call('ZADD', schedule_of(payload), eta, id)
     lines[#lines + 1] = id .. '\t' .. run .. '\t' .. version .. '\t' .. eta .. '\t{}'
   end

@@ -1,8 +1,11 @@
 -- Claims: entries that a beat has taken out to publish them.  A record is either live (in
--- entries) or claimed, never both, so a task id has at most one claim.
+-- entries) or claimed, never both, so a task id has at most one claim.  An entry whose claim
+-- has ended in silence is live again, but its message may be on its queue.
 --   claimed: task id -> "<token> <attempt> <eta in ms>", line break, record
 --   claims:  task id -> when others may take it that the claimant is dead
 -- Expects the locals: claims, claimed, attempts, and those of records.lua and journal.lua.
+
+--   attempts: task id -> how many claims of the entry have ended in silence; none for 0
 
 local function read_claim(id)
   -- returns: token, attempt, eta, record; or nil
@@ -22,9 +25,9 @@ local function handed_off(id, eta, record)
   end_claim(id)
   redis.call('HDEL', attempts, id)
   local _, digest, run, version, _, _, payload = read_head(record)
-  if is_whole(payload, digest) then
+  if payload and is_whole(payload, digest) then
     release_template(payload)
   end
-  return id .. '\t' .. run .. '\t' .. version .. '\t' .. eta .. '\t{"lag_ms":'
+  return id .. '\t' .. (run or '0') .. '\t' .. (version or '0') .. '\t' .. eta .. '\t{"lag_ms":'
     .. text(math.max(0, now - tonumber(eta))) .. '}'
 end

@@ -1,6 +1,6 @@
 -- Due entries on their way out: which are fit to go, and the end of those that are not.
--- Expects the locals: now, entries, blocked, quarantine, and those of journal.lua,
--- tombstones.lua, records.lua and messages.lua.
+-- Expects the locals: now, entries, blocked, and those of journal.lua, tombstones.lua,
+-- records.lua, messages.lua and quarantine.lua.
 
 local function due_entries(from, before, limit)
   -- returns: the first entries due by then, with their records
@@ -85,7 +85,7 @@ local function line(entry, data)
   return entry.id .. '\t' .. entry.run .. '\t' .. entry.version .. '\t' .. text(entry.due) .. '\t' .. data
 end
 
-local leaving, marks, uses = {}, {}, {}
+local leaving, ended, marks, uses = {}, {}, {}, {}
 local function leave(entry)
   leaving[#leaving + 1] = entry.id
   if entry.deadline >= now then
@@ -95,6 +95,8 @@ local function leave(entry)
   end
 end
 local function release(entry)
+  -- for one that is neither live nor claimed nor parked any more
+  ended[#ended + 1] = entry.id
   local id = entry.template or template_of(entry.payload)
   if string.sub(id, 1, 1) ~= '=' then
     uses[id] = (uses[id] or 0) + 1
@@ -110,9 +112,7 @@ local function finish()
     expired_lines[#expired_lines + 1] = line(entry, '{}')
   end
   for _, entry in ipairs(bad) do
-    -- parked, not gone: it keeps its template, so that it can be repaired
-    redis.call('HSET', quarantine, entry.id,
-      cjson.encode({ entry.why, text(entry.due), entry.record or '' }))
+    put_in_quarantine(entry.id, entry.why, text(entry.due), entry.record or '')
     leave(entry)
     bad_lines[#bad_lines + 1] = line(entry, cjson.encode({ error = entry.why }))
   end
@@ -122,6 +122,9 @@ local function finish()
   end
   if #leaving > 0 then
     redis.call('HDEL', entries, unpack(leaving))
+  end
+  if #ended > 0 then
+    redis.call('HDEL', attempts, unpack(ended))
   end
   if #marks > 0 then
     bury(unpack(marks))

@@ -36,6 +36,27 @@ class Entry:
     def whole(self) -> bool:
         return self.damage in ("", "codec")
 
+    def readable(self) -> bool:
+        return self.damage not in ("missing", "head")
+
+    def published(self) -> bool:
+        return self.template[0] == "p" or self.record.split("\n")[5].startswith("=1\2-1\2")
+
+    def line(self, task_id: str, at: int, told: Any = None) -> tuple[Any, ...]:
+        known = (self.run, self.version) if self.readable() else (0, 0)
+        return (task_id, *known, at, told)
+
+
+@dataclass
+class Claim:
+    """An entry that a beat has taken out."""
+
+    token: str
+    until: int
+    attempt: int
+    due: int
+    entry: Entry
+
 
 @dataclass
 class Mark:
@@ -57,9 +78,14 @@ class Model:
     boot: int = 0
     epoch: int = 0
     progress: int = 0
+    published: int = 0
     merged: int = 0
     gap: int = 0
     schedule: dict[str, int] = field(default_factory=dict)
+    outbound: dict[str, int] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    silent: dict[str, int] = field(default_factory=dict)  # of the parked entries
     blocked: dict[str, int] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
     parked: dict[str, Entry] = field(default_factory=dict)
@@ -91,8 +117,15 @@ class Model:
             self.gap = 0
         self.journal.append((state, self.epoch, lines))
 
-    def next_due(self) -> int | None:
-        return min(self.schedule.values(), default=None)
+    def _way(self, entry: Entry) -> dict[str, int]:
+        return self.outbound if entry.readable() and entry.published() else self.schedule
+
+    def waiting(self) -> dict[str, int]:
+        return self.schedule | self.outbound
+
+    def _unused(self, entry: Entry) -> None:
+        if entry.whole() and entry.template != "=":
+            self.uses[entry.template] -= 1
 
     # -- add ------------------------------------------------------------------------------
 
@@ -137,24 +170,27 @@ class Model:
     def _store(
         self, new: Any, allowed: Any, given: dict[str, str], answer: list[bytes], grew: bool
     ) -> None:
-        scheduled, refused = [], []
+        scheduled, refused, published = [], [], []
         codes = answer[2].decode()
         for (task_id, entry, line), may, code, due in zip(
             new, allowed, codes, answer[4:], strict=True
         ):
             assert code in may, (task_id, code, may)
             if code == "D":
-                live = self.schedule.get(task_id, self.blocked.get(task_id))
-                assert int(due) == live
+                assert int(due) == (self.waiting() | self.blocked)[task_id]
                 continue
             assert int(due) == entry.due
             line = (task_id, entry.run, entry.version, entry.due, line)
             if code == "C":
                 refused += self._refuse(task_id, entry, line, grew)
             elif code == "A":
+                out = self._out(task_id, entry)
+                if out is not None:
+                    published.append(self._hand_off(task_id, *out))
                 self._put(task_id, entry, given)
                 scheduled.append(line)
         assert len(self.templates) <= CAP
+        self._write("DISPATCHED", published)
         self._write("SCHEDULED", scheduled)
         self._write("SCHEDULED", refused)
         self._write("CANCELLED", refused)
@@ -166,17 +202,39 @@ class Model:
             assert entry.template in self.templates
             self.uses[entry.template] += 1
         before = self.entries.pop(task_id, None)
-        if before is not None and before.whole() and before.template != "=":
-            self.uses[before.template] -= 1
-        self.blocked.pop(task_id, None)
-        self.schedule[task_id], self.entries[task_id] = entry.due, entry
+        if before is not None:
+            self._unused(before)
+        for place in (self.blocked, self.schedule, self.outbound):
+            place.pop(task_id, None)
+        self._way(entry)[task_id], self.entries[task_id] = entry.due, entry
+
+    def _out(self, task_id: str, entry: Entry) -> tuple[Entry, int] | None:
+        """The run of the task that *entry* proves to have been published, and its eta."""
+        claim, live = self.claims.get(task_id), self.entries.get(task_id)
+        if claim is not None:
+            out, due = claim.entry, claim.due
+        elif live is not None and live.readable() and task_id in self.attempts:
+            out, due = live, (self.waiting() | self.blocked)[task_id]
+        else:
+            return None
+        drawn = entry.deadline - entry.run == WINDOW
+        return (out, due) if out.run < entry.run and not drawn else None
+
+    def _hand_off(self, task_id: str, entry: Entry, due: int) -> tuple[Any, ...]:
+        """The broker has it; its journal line."""
+        self.claims.pop(task_id, None)
+        self.entries.pop(task_id, None)
+        self.attempts.pop(task_id, None)
+        self._unused(entry)
+        return entry.line(task_id, due)
 
     def _refuse(self, task_id: str, entry: Entry, line: Any, grew: bool) -> list[Any]:
         told = self.told.get((task_id, entry.run), [])
         if self._sure(told) or (told and not grew):
             return []
         self.told.setdefault((task_id, entry.run), []).append(self._mark())
-        highest = max(one.run for one in self.cancels[task_id])
+        # of a mark that may be gone it is not known whether it is made anew
+        highest = max([entry.run, *(one.run for one in self._sure(self.cancels[task_id]))])
         self.cancels[task_id].append(self._mark(found=True, run=highest))
         return [line]
 
@@ -193,7 +251,11 @@ class Model:
         return task_id, entry, json.loads(story).get("call")
 
     def _codes(self, task_id: str, entry: Entry) -> set[str]:
-        live = self.entries.get(task_id)
+        if self._out(task_id, entry) is not None:
+            return {"A"}
+        live, claim = self.entries.get(task_id), self.claims.get(task_id)
+        if claim is not None:
+            return {"G"} if claim.entry.run == entry.run else {"CONFLICT"}
         if live is not None and live.damage != "missing":
             drawn = entry.deadline - entry.run == WINDOW
             if live.damage == "head" or live.run != entry.run:
@@ -226,12 +288,22 @@ class Model:
         if self.now > deadline:
             assert status == "LATE"
             return
+        live, parked = self.entries.get(task_id), self.parked.get(task_id)
+        silent = live is not None and live.damage != "missing" and task_id in self.attempts
+        if task_id in self.claims or silent:
+            assert status == "TOO_LATE"
+            return
         before = self.cancels.get(task_id, [])
         refused = max([self.now, run, *(m.run for m in self._sure(before))])
-        live, parked = self.entries.get(task_id), self.parked.get(task_id)
         if live is not None or parked is not None:
-            assert status == "CANCELLED"
+            known = live is None and parked is not None and parked.readable()
+            silent = known and self.silent[task_id] > 0
             refused = self._take_out(task_id, live, parked, refused)
+            assert status == ("TOO_LATE" if silent else "CANCELLED")
+            if silent:
+                mark = self._mark(version=parked.version)
+                self.gone.setdefault((task_id, parked.run), []).append(mark)
+                return
             self.cancels.setdefault(task_id, []).append(self._mark(found=True, run=refused))
             return
         left = self.gone.get((task_id, run), []) if run else []
@@ -253,17 +325,16 @@ class Model:
         entry = live or parked
         assert entry is not None
         if live is not None:
-            due = self.schedule.pop(task_id, None) or self.blocked.pop(task_id)
+            due = (self.waiting() | self.blocked)[task_id]
+            for place in (self.schedule, self.outbound, self.blocked):
+                place.pop(task_id, None)
             del self.entries[task_id]
         else:
             due = entry.due
-            del self.parked[task_id]
-        if entry.whole() and entry.template != "=":
-            self.uses[entry.template] -= 1
-        readable = entry.damage not in ("missing", "head")
-        line = (task_id, entry.run, entry.version) if readable else (task_id, 0, 0)
-        self._write("CANCELLED", [(*line, due, "cancel")])
-        if not readable:
+            del self.parked[task_id], self.silent[task_id]
+        self._unused(entry)
+        self._write("CANCELLED", [entry.line(task_id, due, "cancel")])
+        if not entry.readable():
             return refused
         self.told.setdefault((task_id, entry.run), []).append(self._mark())
         return max(refused, entry.run)
@@ -280,47 +351,63 @@ class Model:
             return
         if not steal:
             self.progress = self.now
-        due = sorted((at, one.encode()) for one, at in self.schedule.items())
-        batch = [(at, one.decode()) for at, one in due if at <= self.now - hold - steal][:BATCH]
         assert status == "OK"
-        moved, expired, bad, stuck, lag = [], [], [], [], 0
+        fit, counts = self._take(self.schedule, self.now - hold - steal, self.unusable)
+        moved, lag = [], 0
+        for at, task_id, entry, queue in fit:
+            self._unused(entry)
+            self.attempts.pop(task_id, None)
+            assert at <= self.now, "early"
+            lag = max(lag, self.now - at)
+            moved.append(entry.line(task_id, at))
+            self.queues.setdefault(queue, []).append((task_id, entry.run, at))
+        counts = [len(moved), lag, *counts]
+        assert [int(one) for one in answer[3:8]] == counts, (answer, counts)
+        assert int(float(answer[2])) == min(self.schedule.values(), default=-1)
+        assert bool(answer[8]) == bool(counts[-1])
+        self._write("DISPATCHED", moved)
+
+    def _take(
+        self, source: dict[str, int], before: int, unusable: set[str]
+    ) -> tuple[list[tuple[int, str, Entry, str]], list[int]]:
+        """What of a batch is fit to go; and how many expired, were bad, are stuck."""
+        due = sorted((at, one.encode()) for one, at in source.items() if at <= before)[:BATCH]
+        batch = [(at, one.decode()) for at, one in due]
+        fit, expired, bad, stuck = [], [], [], 0
         for at, task_id in batch:
-            del self.schedule[task_id]
+            del source[task_id]
             entry = self.entries[task_id]
             where = self._fate(entry)
-            readable = entry.damage not in ("missing", "head")
-            line = (task_id, entry.run, entry.version) if readable else (task_id, 0, 0)
-            if where == "blocked":
+            if where == "blocked" or where in unusable:
                 self.blocked[task_id] = at
-                stuck.append(task_id)
+                stuck += 1
                 continue
             del self.entries[task_id]
-            if readable and entry.deadline >= self.now:
+            if entry.readable() and entry.deadline >= self.now:
                 mark = self._mark(version=entry.version)
                 self.gone.setdefault((task_id, entry.run), []).append(mark)
             if where == "parked":
-                self.parked[task_id] = entry
-                bad.append((*line, at, None))
-                continue
-            if entry.template != "=":
-                self.uses[entry.template] -= 1
-            if where == "expired":
-                expired.append((*line, at, None))
-                continue
-            assert at <= self.now, "early"
-            lag = max(lag, self.now - at)
-            moved.append((*line, at, None))
-            self.queues.setdefault(where, []).append((task_id, entry.run, at))
-        for one in [name for name, text in self.templates.items() if _id(text) != name]:
+                self._park(task_id, entry, at)
+                bad.append(entry.line(task_id, at))
+            elif where == "expired":
+                self._unused(entry)
+                self.attempts.pop(task_id, None)
+                expired.append(entry.line(task_id, at))
+            else:
+                fit.append((at, task_id, entry, where))
+        for one in [name for name, text in self.templates.items() if not _fits(name, text)]:
             if any(self._used(task_id, one) for _, task_id in batch):
                 del self.templates[one]
-        counts = [len(moved), lag, len(expired), len(bad), len(stuck)]
-        assert [int(one) for one in answer[3:8]] == counts, (answer, counts)
-        assert int(float(answer[2])) == (-1 if self.next_due() is None else self.next_due())
-        assert bool(answer[8]) == bool(stuck)
-        self._write("DISPATCHED", moved)
         self._write("EXPIRED", expired)
         self._write("QUARANTINED", bad)
+        return fit, [len(expired), len(bad), stuck]
+
+    def _park(self, task_id: str, entry: Entry, at: int) -> None:
+        if task_id in self.parked:
+            self._unused(self.parked[task_id])
+        entry.due = at
+        self.parked[task_id] = entry
+        self.silent[task_id] = self.attempts.pop(task_id, 0)
 
     def _used(self, task_id: str, template: str) -> bool:
         # an entry that was parked just now has looked its template up
@@ -338,11 +425,95 @@ class Model:
             text = entry.record.split("\n")[5][1:].replace("\2", "\n")
         else:
             text = self.templates.get(entry.template, "")
-            if _id(text) != entry.template:
+            if not _fits(entry.template, text):
                 return "parked"
         template = Template.decode(text)
-        queue = f"{template.database}/{template.queue}"
-        return "blocked" if queue in self.unusable else queue
+        return f"{template.database}/{template.queue}"
+
+    # -- the claim path -------------------------------------------------------------------
+
+    def claim(self, given: dict[str, str], answer: list[Any]) -> None:
+        status = answer[0].decode()
+        hold, steal = int(given["hold_ms"]), int(given["steal_ms"])
+        if int(given["epoch"]) != self.epoch:
+            assert status == "EPOCH"
+            return
+        if steal and self.now - self.published <= steal:
+            assert status == "STANDBY"
+            return
+        if not steal:
+            self.published = self.now
+        assert status == "OK"
+        fit, counts = self._take(self.outbound, self.now - hold - steal, set())
+        told = []
+        for at, task_id, entry, _ in fit:
+            assert at <= self.now, "early"
+            attempt = self.attempts.get(task_id, 0)
+            until = self.now + int(given["ttl"])
+            self.claims[task_id] = Claim(given["token"], until, attempt, at, entry)
+            told.append((task_id, entry.run, entry.version, at, attempt))
+        heard = [answer[i : i + 5] for i in range(7, len(answer), 6)]
+        assert [(one.decode(), *map(int, rest)) for one, *rest in heard] == told
+        assert [int(one) for one in answer[3:6]] == counts, (answer, counts)
+        assert int(float(answer[2])) == min(self.outbound.values(), default=-1)
+
+    def ack(self, token: str, rest: list[str], answer: int) -> None:
+        mine = [one for one in rest if one in self.claims and self.claims[one].token == token]
+        lines = []
+        for one in mine:
+            claim = self.claims[one]
+            lines.append(self._hand_off(one, claim.entry, claim.due))
+        assert answer == len(mine)
+        self._write("DISPATCHED", lines)
+
+    def give_back(self, token: str, rest: list[str], answer: int) -> None:
+        count, lines = 0, []
+        for task_id, where in zip(rest[::3], rest[1::3], strict=True):
+            if task_id not in self.claims or self.claims[task_id].token != token:
+                continue
+            count += 1
+            claim = self.claims.pop(task_id)
+            if where == "Q":
+                self._park(task_id, claim.entry, claim.due)
+                lines.append(claim.entry.line(task_id, claim.due))
+                continue
+            place = self.blocked if where == "B" else self._way(claim.entry)
+            place[task_id], self.entries[task_id] = claim.due, claim.entry
+        assert answer == count
+        self._write("QUARANTINED", lines)
+
+    def rescue(self, answer: int) -> list[str]:
+        over = [one for one, claim in self.claims.items() if claim.until <= self.now]
+        for task_id in over:
+            claim = self.claims.pop(task_id)
+            self._way(claim.entry)[task_id] = claim.due
+            self.entries[task_id] = claim.entry
+            self.attempts[task_id] = self.attempts.get(task_id, 0) + 1
+        assert answer == len(over)
+        return over
+
+    def send_again(self, rest: list[str], answer: bytes) -> None:
+        codes, lines = "", []
+        for task_id in rest:
+            entry = self.parked.get(task_id)
+            if entry is None:
+                codes += "N"
+            elif entry.damage or not (entry.template == "=" or entry.template in self.templates):
+                codes += "D"
+            elif task_id in self.entries or task_id in self.claims:
+                codes += "L"
+            else:
+                codes += "S"
+                del self.parked[task_id]
+                entry.version += 1
+                text = entry.record.split("\n")
+                entry.record = "\n".join([*text[:2], str(entry.version), *text[3:]])
+                self._way(entry)[task_id], self.entries[task_id] = entry.due, entry
+                if silent := self.silent.pop(task_id):
+                    self.attempts[task_id] = silent
+                lines.append(entry.line(task_id, entry.due))
+        assert answer.decode() == codes
+        self._write("SCHEDULED", lines)
 
     # -- the rest -------------------------------------------------------------------------
 
@@ -354,7 +525,7 @@ class Model:
         self.merged += len(batch)
         for at, one in batch:
             del self.blocked[one.decode()]
-            self.schedule[one.decode()] = at
+            self._way(self.entries[one.decode()])[one.decode()] = at
         assert answer == len(batch)
 
     def wipe(self) -> None:
@@ -363,5 +534,5 @@ class Model:
         self.__dict__.update(fresh.__dict__)
 
 
-def _id(text: str) -> str:
-    return hashlib.sha1(text.encode()).hexdigest()[:16]
+def _fits(name: str, text: str) -> bool:
+    return hashlib.sha1(text.encode()).hexdigest()[:16] == name.removeprefix("p")

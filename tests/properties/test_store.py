@@ -1,7 +1,8 @@
 """The store on a real Redis against a model on dicts, step by step, under faults.
 
 Redis' clock is the test's: it goes on, and steps back.  Answers and requests are lost,
-and requests arrive late.  After each step Redis holds what the model holds, and nothing else.
+and requests arrive late.  Beats claim what they publish, and are late, unsure, or never heard
+of again.  After each step Redis holds what the model holds, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -27,7 +29,7 @@ from hypothesis.stateful import (
 )
 
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.entries import Addition, EntryId, Record, template_id
+from celery_delay.entries import PUBLISHED, Addition, Claimed, EntryId, Record, template_id
 from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
 from celery_delay.ports import JournalPosition, StaleEpoch
 from celery_delay.states import CancelOutcome
@@ -42,10 +44,27 @@ from tests.shards import FaultyLinks, SetClock, addition, shape, shard, to_links
 TASKS = ("a", "b/1", "ü c", "d")
 QUEUES = ("0/delay-q0", "0/delay-q1", "1/delay-q0")
 SHAPES = [shape(queue[2:], int(queue[0]), body) for queue in QUEUES for body in ("x", "yy")]
+OUT = [shape(queue, PUBLISHED, body) for queue in ("out0", "out1") for body in ("x", "yy")]
+SHAPES += OUT
+TTL = 3_000
+#: What beats do on the claim path, and others beside them; S, B and Q: give back.
+ACTS = [
+    "claim", "steal", "claim in vain", "ack", "unknown", "S", "B", "Q",
+    "end", "end", "rescue", "rescue", "cancel", "retry", "send again",
+]  # fmt: skip
 LEGAL = {CancelOutcome.CANCELLED, CancelOutcome.NOT_FOUND, CancelOutcome.TOO_LATE}
 
 tasks = st.sampled_from(TASKS)
 faults = st.lists(st.sampled_from(["ok", "answer", "request"]), max_size=3)
+
+
+@dataclass
+class Beat:
+    """A claim in a beat's hands.  What it has given back, it does not publish."""
+
+    token: str
+    taken: Sequence[Claimed]
+    returned: bool = False
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -61,12 +80,15 @@ class StoreMachine(RuleBasedStateMachine):
         self.links = FaultyLinks(to_links(self.server.url))
         self.links.ran = self._ran
         self.store = self._new_store(self.links)
-        self.stepped = self.corrupted = False
+        self.stepped = self.corrupted = self.wiped = False
         self.late: list[tuple[int, tuple[Any, ...]]] = []
         self.meanwhile: str | None = None
         self.calls = 0
         self.answers: dict[int, tuple[Any, ...]] = {}
+        self.moved: Counter[tuple[str, int]] = Counter()
         self.handed_off: Counter[tuple[str, int]] = Counter()
+        self.beats: list[Beat] = []
+        self.silent: Counter[tuple[str, int]] = Counter()
         self.promised: set[tuple[str, int]] = set()
         self.term = 0
         self.lead()
@@ -115,6 +137,24 @@ class StoreMachine(RuleBasedStateMachine):
             self._take_messages()
         elif name == "merge_back" and isinstance(answer, int):
             model.merge_back(answer)
+        elif name in ("claim", "ack", "give_back", "rescue", "send_again"):
+            self._ran_on_claims(name, values, argv[len(scripts.load(name).arguments) :], answer)
+
+    def _ran_on_claims(
+        self, name: str, values: dict[str, str], rest: list[str], answer: Any
+    ) -> None:
+        model = self.model
+        if name == "claim":
+            model.claim(values, answer)
+        elif name == "ack":
+            model.ack(values["token"], rest, answer)
+        elif name == "give_back":
+            model.give_back(values["token"], rest, answer)
+        elif name == "send_again":
+            model.send_again(rest, answer)
+        elif isinstance(answer, int):
+            for task_id in model.rescue(answer):
+                self.silent[task_id, model.entries[task_id].run] += 1
 
     def _take_messages(self) -> None:
         """The workers: take what is on the queues, and look at it."""
@@ -130,7 +170,8 @@ class StoreMachine(RuleBasedStateMachine):
                 assert message["epoch"] == self.model.epoch
                 assert message["eta"] <= self.model.now
                 self.handed_off[task_id, run] += 1
-                assert self.handed_off[task_id, run] == 1, "handed off twice"
+                self.moved[task_id, run] += 1
+                assert self.moved[task_id, run] == 1, "handed off twice"
                 assert (task_id, run) not in self.promised, "cancelled, and yet handed off"
             assert self.raw[number].llen(key) == 0
 
@@ -143,6 +184,8 @@ class StoreMachine(RuleBasedStateMachine):
             with suppress(StaleEpoch):
                 if what == "move":
                     other.move()
+                elif what == "claim":
+                    self._claim(other)
                 else:
                     other.cancel(what, data={"call": "cancel"})
             self.links.plan = plan
@@ -164,7 +207,7 @@ class StoreMachine(RuleBasedStateMachine):
         which=st.integers(0, len(SHAPES) - 1),
         expires=st.sampled_from([0, 0, 0, 300, 5_000]),
         plan=faults,
-        meanwhile=st.sampled_from([None, "move", *TASKS]),
+        meanwhile=st.sampled_from([None, "move", "claim", *TASKS]),
     )
     def add(
         self,
@@ -194,10 +237,10 @@ class StoreMachine(RuleBasedStateMachine):
         if (task_id, run + 1) not in self.handed_off:
             self._add([self._call(task_id, delay, run=run + 1)], plan, None)
 
-    @precondition(lambda self: self.model.schedule)
+    @precondition(lambda self: self.model.waiting())
     @rule(data=st.data(), plan=faults)
     def add_a_higher_version(self, data: st.DataObject, plan: list[str]) -> None:
-        task_id = data.draw(st.sampled_from(sorted(self.model.schedule)))
+        task_id = data.draw(st.sampled_from(sorted(self.model.waiting())))
         entry = self.model.entries[task_id]
         if entry.damage == "":
             options = {"run": entry.run, "version": entry.version + 1}
@@ -242,7 +285,7 @@ class StoreMachine(RuleBasedStateMachine):
         task_id=tasks,
         known=st.booleans(),
         plan=faults,
-        meanwhile=st.sampled_from([None, "move"]),
+        meanwhile=st.sampled_from([None, "move", "claim"]),
     )
     def cancel(self, task_id: str, known: bool, plan: list[str], meanwhile: str | None) -> None:
         runs = [run for one, run in self.handed_off if one == task_id]
@@ -283,6 +326,93 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(StoreUnavailable):
                 self.store.move()
 
+    @rule(
+        fresh=st.lists(tasks, min_size=1, max_size=3, unique=True),
+        acts=st.lists(st.sampled_from(ACTS), min_size=3, max_size=9),
+        old=st.booleans(),
+        lost=st.sampled_from([False, False, True]),
+    )
+    def publish(self, fresh: list[str], acts: list[str], old: bool, lost: bool) -> None:
+        """Beats publish, one act after the other; an *old* one goes on where it had stopped."""
+        for number, task_id in enumerate(fresh):
+            self._add([self._call(task_id, 0, template=OUT[number])], [], None)
+        if not self.model.epoch:
+            with pytest.raises(StaleEpoch):
+                self._claim(self.store)
+            self.lead()
+        for act in ["claim", *acts]:
+            if act in ("claim", "steal"):
+                self._claim(self.store, steal_ms=250 if act == "steal" else 0)
+            elif act == "claim in vain":
+                self.links.plan = ["answer"]
+                with pytest.raises(StoreUnavailable):
+                    self._claim(self.store)
+            elif act == "end":
+                self.clock.now += TTL / 1000
+                self._pass(TTL)
+            elif act == "rescue":
+                self.store.rescue()
+            elif act == "cancel":
+                self._cancel(fresh[0], 0)
+            elif act == "retry":
+                self._retry(fresh[0])
+            elif act == "send again":
+                self.store.send_again([*sorted(self.model.parked), fresh[0]])
+            elif self.beats:
+                self._go_on(self.beats[0 if old else -1], act, lost)
+            self.holds()
+
+    def _claim(self, store: RedisStore, **options: int) -> None:
+        self.calls += 1
+        token = f"t{self.calls}"
+        claims = store.claim(token=token, limit=BATCH, ttl_ms=TTL, **options)
+        if claims.taken:
+            self.beats.append(Beat(token, claims.taken))
+
+    def _go_on(self, beat: Beat, act: str, lost: bool) -> None:
+        """With what *beat* has claimed, however long ago that was: the broker's answer."""
+        token, named = beat.token, [one.entry_id.task_id for one in beat.taken]
+        if act in ("ack", "unknown") and not beat.returned:
+            for one in beat.taken:
+                self._published(one)
+        if act == "unknown":
+            return
+        beat.returned = beat.returned or act != "ack"
+
+        def tell() -> int:
+            if act == "ack":
+                return self.store.ack(token, named)
+            return self.store.give_back(token, [(one, act, "no room") for one in named])
+
+        if lost:
+            self.links.plan = ["answer"]
+            with pytest.raises(StoreUnavailable):
+                tell()
+            assert tell() == 0
+        else:
+            tell()
+
+    def _published(self, one: Claimed) -> None:
+        task_id, run = one.entry_id
+        claim = self.model.claims.get(task_id)
+        assert (one.envelope["id"], one.envelope["run"]) == (task_id, run)
+        assert one.eta_ms <= self.model.now or self.stepped
+        assert one.entry_id not in self.promised, "cancelled, and yet published"
+        if claim is not None and claim.entry.run == run:
+            assert claim.attempt == self.silent[task_id, run]
+        self.handed_off[task_id, run] += 1
+
+    def _retry(self, task_id: str) -> None:
+        run = max((run for one, run in self.handed_off if one == task_id), default=0)
+        if run:
+            self._add([self._call(task_id, 0, run=run + 1)], [], None)
+
+    def _cancel(self, task_id: str, run: int) -> None:
+        entry = self.model.entries.get(task_id)
+        answer = self.store.cancel(task_id, run=run, data={"call": "cancel"})
+        if answer.outcome and entry is not None:
+            self.promised.add(EntryId(task_id, entry.run))
+
     @rule()
     def merge_back(self) -> None:
         merged = self.store.merge_back(term=self.term)
@@ -310,15 +440,21 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.epoch, before = begun
         assert before == ""
 
-    @precondition(lambda self: self.calls > 5)
-    @rule()
-    def wipe(self) -> None:
+    @precondition(lambda self: self.calls > 12 and not self.wiped)
+    @rule(at_once=st.booleans())
+    def wipe(self, at_once: bool) -> None:
+        self.wiped = True
         self.raw[0].flushall()
         self.model.wipe()
         self.late.clear()
         # what is lost with the tombstones is not promised
+        self.moved.clear()
         self.handed_off.clear()
         self.promised.clear()
+        self.beats.clear()
+        self.silent.clear()
+        if at_once:
+            self.lead()
 
     # -- the auditor ----------------------------------------------------------------------
 
@@ -342,10 +478,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- damage ---------------------------------------------------------------------------
 
-    @precondition(lambda self: self.model.schedule)
+    @precondition(lambda self: self.model.waiting())
     @rule(data=st.data(), how=st.sampled_from(["head", "payload", "missing", "codec"]))
     def corrupt_a_record(self, data: st.DataObject, how: str) -> None:
-        task_id = data.draw(st.sampled_from(sorted(self.model.schedule)))
+        task_id = data.draw(st.sampled_from(sorted(self.model.waiting())))
         entry = self.model.entries[task_id]
         if entry.damage:
             return
@@ -394,26 +530,46 @@ class StoreMachine(RuleBasedStateMachine):
             self._live_entries_can_be_read()
 
     def _redis_holds_what_the_model_holds(self) -> None:
-        model, keys, raw = self.model, self.keys, self.raw[0]
-        assert _scores(raw.zrange(keys.schedule, 0, -1, withscores=True)) == model.schedule
-        assert _scores(raw.zrange(keys.blocked, 0, -1, withscores=True)) == model.blocked
+        model, keys = self.model, self.keys
+        with self.raw[0].pipeline(transaction=False) as pipe:
+            for zset in (keys.schedule, keys.outbound, keys.blocked, keys.claims):
+                pipe.zrange(zset, 0, -1, withscores=True)
+            for kept in (keys.claimed, keys.attempts, keys.quarantine):
+                pipe.hgetall(kept)
+            pipe.hkeys(keys.entries).hkeys(keys.templates).xlen(keys.journal).keys("*")
+            *zsets, claimed, attempts, parked, entries, templates, events, names = pipe.execute()
+        untils = {one: claim.until for one, claim in model.claims.items()}
+        expected = [model.schedule, model.outbound, model.blocked, untils]
+        assert [_scores(one) for one in zsets] == expected
+        held = {one.decode(): text.decode() for one, text in claimed.items()}
+        assert held == {
+            one: f"{claim.token} {claim.attempt} {claim.due}\n{claim.entry.record}"
+            for one, claim in model.claims.items()
+        }
+        assert not held.keys() & model.entries.keys()
+        assert {one.decode(): int(n) for one, n in attempts.items()} == model.attempts
+        texts = {one.decode(): text.decode(errors="replace") for one, text in parked.items()}
+        silent = {one: int(json.loads(text)[3]) for one, text in texts.items()}
+        assert silent == model.silent
+        assert model.silent.keys() == model.parked.keys()
         present = {one for one, entry in model.entries.items() if entry.damage != "missing"}
-        assert {one.decode() for one in raw.hkeys(keys.entries)} == present
-        assert self.store.quarantined().keys() == model.parked.keys()
-        kept = {one.decode() for one in raw.hkeys(keys.templates)}
-        assert kept == model.templates.keys(), (kept, model)
+        assert {one.decode() for one in entries} == present
+        assert {one.decode() for one in templates} == model.templates.keys(), model
         assert len(model.templates) <= CAP
-        assert raw.xlen(keys.journal) == len(model.journal)
-        known = {key.encode() for key in keys.all()} | {b"delay-q0", b"delay-q1"}
-        assert set(raw.keys("*")) <= known
+        assert events == len(model.journal)
+        assert set(names) <= {key.encode() for key in keys.all()} | {b"delay-q0", b"delay-q1"}
 
     def _templates_are_counted(self) -> None:
         stored = self.raw[0].hgetall(self.keys.template_uses)
         uses = {name.decode(): int(count) for name, count in stored.items() if int(count)}
         assert uses == {name: count for name, count in self.model.uses.items() if count}
         if not self.corrupted:
-            records = self.raw[0].hvals(self.keys.entries)
-            named = Counter(Record.decode(one.decode()).template for one in records)
+            records = [one.decode() for one in self.raw[0].hvals(self.keys.entries)]
+            claimed = self.raw[0].hvals(self.keys.claimed)
+            records += [one.decode().partition("\n")[2] for one in claimed]
+            parked = self.raw[0].hvals(self.keys.quarantine)
+            records += [json.loads(one)[2] for one in parked]
+            named = Counter(Record.decode(one).template for one in records)
             assert uses == {name: n for name, n in named.items() if name[0] != "="}
 
     def _live_entries_can_be_read(self) -> None:
@@ -426,7 +582,7 @@ class StoreMachine(RuleBasedStateMachine):
             and (entry.template == "=" or entry.template in self.model.templates)
         }
         assert {one.entry_id.task_id for one in found} == readable
-        waiting = len(self.model.schedule) + len(self.model.blocked)
+        waiting = len(self.model.waiting()) + len(self.model.blocked)
         assert self.store.count(after_ms=0, before_ms=10**15) == waiting
 
 
@@ -443,7 +599,10 @@ def _plain(events: list[Any]) -> list[tuple[Any, ...]]:
     return plain
 
 
-_NAMES = ("add", "cancel", "move", "merge_back", "begin_epoch", "trim", "elect")
+_NAMES = (
+    "add", "cancel", "move", "merge_back", "begin_epoch", "trim", "elect",
+    "claim", "ack", "give_back", "rescue", "send_again",
+)  # fmt: skip
 #: What a script is called by, and its text, on each server → its name.
 _SCRIPTS = {
     known: name
@@ -467,7 +626,7 @@ def test_the_store_does_what_the_model_does(redis_server: EmbeddedRedis) -> None
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=60,
+                max_examples=50,
                 database=None,
                 stateful_step_count=40,
                 deadline=None,

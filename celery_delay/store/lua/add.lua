@@ -140,17 +140,13 @@ for _, way in ipairs({ schedule, outbound }) do
 end
 local is_earlier = false
 local codes, dues, records, scheduled, refused, published = {}, {}, {}, {}, {}, {}
-local scores = { [schedule] = {}, [outbound] = {} }
+local added, scores = {}, { [schedule] = {}, [outbound] = {} }
 for i, entry in ipairs(entries_given) do
   codes[i] = entry.code
   dues[i] = text(entry.due)
   local line = entry.id .. '\t' .. text(entry.run) .. '\t' .. text(entry.version) .. '\t'
     .. text(entry.due) .. '\t' .. entry.story
   if entry.code == 'A' then
-    if live[i] then
-      redis.call('ZREM', blocked, entry.id)
-      redis.call('ZREM', schedule_of(entry.payload) == schedule and outbound or schedule, entry.id)
-    end
     if entry.replaced then
       release_template(entry.replaced)
     end
@@ -161,6 +157,7 @@ for i, entry in ipairs(entries_given) do
     local pairs_of_way = scores[way]
     pairs_of_way[#pairs_of_way + 1] = text(entry.due)
     pairs_of_way[#pairs_of_way + 1] = entry.id
+    added[#added + 1] = entry.id
     is_earlier = is_earlier or entry.due < heads[way]
     records[#records + 1] = entry.id
     records[#records + 1] = entry.record
@@ -176,6 +173,10 @@ for i, entry in ipairs(entries_given) do
       bury('c/' .. entry.id, 'F ' .. text(refused_run))
     end
   end
+end
+for _, place in ipairs(#added > 0 and { schedule, outbound, blocked } or {}) do
+  -- an entry that takes another's place may go another way
+  redis.call('ZREM', place, unpack(added))
 end
 for way, pairs_of_way in pairs(scores) do
   if #pairs_of_way > 0 then

@@ -13,13 +13,14 @@ if tonumber(redis.call('HGET', lease, 'term') or 0) ~= term then
 end
 -- What is still blocked comes back here, to the place where it stood.  So this goes through
 -- all of them in turn; else the first ones would keep those behind them waiting for ever.
-local from = tonumber(redis.call('HGET', mark, 'merged') or 0)
+local before = tonumber(redis.call('HGET', mark, 'merged') or 0)
+local from = before
 local waiting = redis.call('ZRANGE', blocked, from, from + limit - 1, 'WITHSCORES')
 if #waiting == 0 and from > 0 then
   from = 0
   waiting = redis.call('ZRANGE', blocked, 0, limit - 1, 'WITHSCORES')
 end
-if #waiting > 0 or from > 0 then
+if #waiting > 0 or before > 0 then
   redis.call('HSET', mark, 'merged', text(from + #waiting / 2))
 end
 for i = 1, #waiting, 2 do

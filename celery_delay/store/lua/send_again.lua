@@ -18,7 +18,8 @@ for i, id in ipairs(rest) do
   elseif codec ~= CODEC or not is_whole(payload, digest)
     or (string.sub(template, 1, 1) ~= '=' and redis.call('HEXISTS', templates, template) == 0) then
     codes[i] = 'D'
-  elseif redis.call('HEXISTS', entries, id) == 1 or redis.call('HEXISTS', claimed, id) == 1 then
+  elseif eta_of(id) or redis.call('HEXISTS', entries, id) == 1
+    or redis.call('HEXISTS', claimed, id) == 1 then
     codes[i] = 'L'
   else
     codes[i] = 'S'

@@ -181,7 +181,8 @@ class Handoff:
             if not failure and not self.stopping:
                 outcomes = self._publisher.publish(some, until)
             ids = [one.entry_id.task_id for one in some]
-            failure = failure or self._settle(token, ids, outcomes)
+            found = self._settle(token, ids, outcomes)
+            failure = failure or found
         return failure
 
     def _settle(

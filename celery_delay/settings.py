@@ -106,7 +106,7 @@ def _redis_url(name: str, value: Any) -> str | None:
 
 def _options(name: str, value: Any) -> Mapping[str, Any] | None:
     if value is not None and not isinstance(value, Mapping):
-        raise InvalidSetting(f"{name} must be a mapping or None, not {value!r}")
+        raise InvalidSetting(f"{name} must be a mapping or None, not a {type(value).__name__}")
     return value
 
 

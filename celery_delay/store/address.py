@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.credentials import CredentialProvider
@@ -126,12 +126,14 @@ def _of_url(url: str) -> dict[str, Any]:
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query))
         database = query.pop("virtual_host", "0").lstrip("/") or "0"
-        path = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
-        # as kombu: who we are comes before an "@"; the rest of the query are options
         who = {"username": parts.username, "password": parts.password}
-        who = {name: value for name, value in who.items() if value}
-        found = {**query, **who, "path": path, "db": int(database)}
-        return {**found, "connection_class": UnixDomainSocketConnection}
+        return {
+            **query,
+            **{name: unquote(value) for name, value in who.items() if value},
+            "path": unquote(parts.path),
+            "db": int(database),
+            "connection_class": UnixDomainSocketConnection,
+        }
     return dict(parse_url(url))  # type: ignore[no-untyped-call]
 
 

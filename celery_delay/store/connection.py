@@ -300,8 +300,12 @@ def _warn_of_plain_password(connection: Any) -> None:
     where = f"{connection.host}:{connection.port}"
     if where in _warned:
         return
-    if ipaddress.ip_address(connection._sock.getpeername()[0].partition("%")[0]).is_loopback:
-        return
+    try:
+        peer = connection._sock.getpeername()[0]
+        if ipaddress.ip_address(peer.partition("%")[0]).is_loopback:
+            return
+    except (OSError, ValueError):
+        return  # it has hung up
     _warned.add(where)
     logger.warning(
         "the password of Redis goes to %s unencrypted: use rediss:// or broker_use_ssl",

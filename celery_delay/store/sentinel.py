@@ -61,8 +61,8 @@ class Sentinels:
             if isinstance(found, str):
                 failures.append(f"{node} {found}")
                 continue
-            # who answers is asked first next time
-            self._nodes.sort(key=lambda one: one is not node)
+            # who answers is asked first next time (not by sort(): other threads look meanwhile)
+            self._nodes = [node, *(one for one in self._nodes if one is not node)]
             self._primary = found
             self._look_at = self._clock.monotonic() + LOOK_EVERY
             return found

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -318,6 +319,26 @@ def test_a_credential_provider_is_asked_at_each_connection(empty: EmbeddedRedis,
             app.close()
         finally:
             client.config_set("requirepass", "")
+
+
+def test_users_and_passwords_through_a_socket(empty: EmbeddedRedis) -> None:
+    password = "p@ss:w/rd;%20"
+    with _raw(empty) as client:
+        client.execute_command("ACL", "SETUSER", "us:er", "on", f">{password}", "~*", "&*", "+@all")
+        try:
+            who = f"{quote('us:er', safe='')}:{quote(password, safe='')}"
+            for url in (
+                f"redis+socket://{who}@{empty.socket}?virtual_host=3",
+                f"unix://{who}@{empty.socket}?db=3",
+                f"redis://{who}@127.0.0.1:{empty.port}/3",
+            ):
+                store = shard(url)
+                assert store.add([addition("task")])[0].code == "A"
+                assert store.cancel("task", data={}).entry
+                assert store._links.link().user == "us:er"
+                assert store._links.database == 3
+        finally:
+            client.execute_command("ACL", "DELUSER", "us:er")
 
 
 @pytest.mark.parametrize(

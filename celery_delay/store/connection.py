@@ -113,7 +113,7 @@ class Link:
             StoreUnavailable: the server cannot be reached or does not let us in.
         """
         connection = self._connection
-        if connection.is_connected:
+        if connection._sock is not None:  # is_connected came with redis-py 7
             if self._sentinels is None:
                 return
             if not self._sentinels.have_left((connection.host, connection.port)):

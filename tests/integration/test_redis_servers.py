@@ -25,10 +25,9 @@ from tests.credentials import Rotating
 from tests.integration.running import Running, projects
 from tests.processes import wait_until
 from tests.projects import hand_off, make_app, messages
-from tests.servers import REDIS, REDIS_62, RedisServers
+from tests.servers import REDIS, RedisServers
 from tests.shards import addition, lead, shard
 
-BOTH = pytest.mark.parametrize("kind", [REDIS, REDIS_62])
 HOUR = 3_600_000
 
 
@@ -111,18 +110,20 @@ def test_a_node_of_a_cluster_is_refused(new_redis: Callable[..., EmbeddedRedis])
 # --- servers that do not want to at present --------------------------------------------------
 
 
-@BOTH
 def test_a_server_that_loads_its_data_is_tried_again(
-    new_redis: Callable[..., EmbeddedRedis], kind: str, tmp_path: Path
+    empty: EmbeddedRedis, new_redis: Callable[..., EmbeddedRedis], tmp_path: Path
 ) -> None:
-    # Given a snapshot that takes a second to be read
-    slowly = ("--key-load-delay", "1000", "--rdbcompression", "no")
-    server = new_redis(kind, "--appendonly", "no", "--dir", str(tmp_path), *slowly)
+    with _raw(empty) as client:
+        if str(client.info("server")["redis_version"]).startswith("6."):
+            pytest.skip("Redis 6.2 answers too seldom while it loads")
+    # Given a snapshot that takes two seconds to be read, in which the server looks up often
+    slowly = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    server = new_redis(REDIS, "--appendonly", "no", "--dir", str(tmp_path), *slowly)
     store = shard(server.tcp_url)
     lead(store)
     store.add([addition("before")])
     with _raw(server) as client:
-        client.mset({f"delay-filler-{i}": "x" * 10_000 for i in range(1_000)})
+        client.mset({f"delay-filler-{i}": "x" * 100 for i in range(2_000)})
         client.save()
     server.kill()
     told: list[str] = []

@@ -122,15 +122,15 @@ def test_a_redis_that_loads_its_data_is_away_and_then_back(
 ) -> None:
     with redis.Redis.from_url(redis_server.url) as client:
         modern = int(client.info("server")["redis_version"].split(".")[0]) >= 7
-    slowly = ["--key-load-delay", "4000", "--loading-process-events-interval-bytes", "1024"]
+    slowly = ["--key-load-delay", "700", "--loading-process-events-interval-bytes", "1024"]
     server = new_redis("redis", *slowly, *(["--enable-debug-command", "yes"] if modern else []))
     store = shard(server.url)
     lead(store)
     store.add([addition("a", HOUR)])
     with redis.Redis.from_url(server.url) as client:
-        client.mset({f"test-delay-{n}": "x" * 100 for n in range(300)})
+        client.mset({f"test-delay-{n}": "x" * 100 for n in range(3_000)})
 
-    # When the server reads its data anew, for more than a second
+    # When the server reads its data anew, for more than two seconds
     reload = threading.Thread(target=_reload, args=(server.url,))
     reload.start()
     wait_until(lambda: _is_loading(store), what="the server to load")

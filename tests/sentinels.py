@@ -106,9 +106,11 @@ class SentinelGroup:
                 server.start()
             assert server.pid is not None
             os.kill(server.pid, signal.SIGCONT)
-        # Sentinel would do it too, but takes ten seconds
-        with _client(self.replica()) as client:
-            client.replicaof("127.0.0.1", str(self.primary().port))
+        # Sentinel would do it too, in the same words, but takes ten seconds
+        with _client(self.replica()) as client, client.pipeline(transaction=True) as demotion:
+            demotion.replicaof("127.0.0.1", str(self.primary().port))
+            demotion.execute_command("CLIENT", "KILL", "TYPE", "normal")
+            demotion.execute()
         wait_until(self._is_complete, 60, "the former primary as a replica")
 
     def _is_complete(self) -> bool:

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import socket
-import threading
 import uuid
 
 from celery_delay.app import CeleryDelay
@@ -22,6 +21,7 @@ from celery_delay.elector import Elector
 from celery_delay.exceptions import AuditUnavailable, ForeignDatabase
 from celery_delay.handoff import Handoff
 from celery_delay.loops import Loop
+from celery_delay.path import HandoffPath
 from celery_delay.publisher import BrokerPublisher
 from celery_delay.reconciler import Reconciler
 from celery_delay.store.keys import ShardKeys
@@ -38,7 +38,7 @@ class Replica:
 
     def __init__(self, delayed: CeleryDelay) -> None:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        path = _Path(delayed)
+        path = HandoffPath(delayed)
         self.shards = [_Shard(delayed, keys, self.holder, path) for keys in delayed.shard_keys]
 
     def term(self, shard: int = 0) -> int | None:
@@ -61,45 +61,10 @@ class Replica:
             seconds = shard.join(seconds)
 
 
-class _Path:
-    """How due tasks get to their queues; chosen once in the life of a process."""
-
-    def __init__(self, delayed: CeleryDelay) -> None:
-        self._delayed = delayed
-        self._lock = threading.Lock()
-        #: "move", "claim", or ``None`` while it is not known.
-        self.chosen: str | None = None
-
-    @property
-    def moves(self) -> bool:
-        return self.chosen != "claim"
-
-    def choose(self) -> None:
-        """Find out, if it is not known; StoreUnavailable if that cannot be done now."""
-        with self._lock:
-            if self.chosen is not None:
-                return
-            if not self._delayed.moves():
-                self.chosen, why = "claim", ""
-            elif why := self._delayed.move_differs():
-                self.chosen = "claim"
-                logger.warning(
-                    "due tasks are published one by one, for the move does not do: %s",
-                    why,
-                    extra={"event": "path_chosen", "path": "claim"},
-                )
-                return
-            else:
-                self.chosen = "move"
-        logger.info(
-            "due tasks go to their queues by %s",
-            "the move inside Redis" if self.chosen == "move" else "claim, publish and ack",
-            extra={"event": "path_chosen", "path": self.chosen},
-        )
-
-
 class _Shard:
-    def __init__(self, delayed: CeleryDelay, keys: ShardKeys, holder: str, path: _Path) -> None:
+    def __init__(
+        self, delayed: CeleryDelay, keys: ShardKeys, holder: str, path: HandoffPath
+    ) -> None:
         settings, self._clock = delayed.settings, delayed.clock
         links = delayed.links()
         self._lease = RedisLease(links.with_timeout(settings.election_timeout).link(), keys, holder)

@@ -104,16 +104,20 @@ class _Shard:
         self._loops = [self._dispatching, self._publishing, self._electing]
         self._draining: Loop | None = None
         if settings.audited:
-            store = RedisStore(delayed.links(), keys, settings, self._clock)
-            log = delayed.audit_log
-            self._auditor = Auditor(number, store, log, delayed.results, settings, self._clock)
-            self._reconciler = Reconciler(store, SQLWaitingEntries(log.database))
-            self._draining = Loop(
-                f"auditor-{number}", self._drain, self._clock, last=self._drain_once_more
-            )
-            self._loops.append(self._draining)
-            self._barred = "its audit database has not been looked at yet"
-            self._drain_interval = settings.drain_interval
+            self._audit(delayed, keys)
+
+    def _audit(self, delayed: CeleryDelay, keys: ShardKeys) -> None:
+        settings, number = delayed.settings, keys.shard
+        store = RedisStore(delayed.links(), keys, settings, self._clock)
+        log = delayed.audit_log
+        self._auditor = Auditor(number, store, log, delayed.results, settings, self._clock)
+        self._reconciler = Reconciler(store, SQLWaitingEntries(log.database))
+        self._draining = Loop(
+            f"auditor-{number}", self._drain, self._clock, last=self._drain_once_more
+        )
+        self._loops.append(self._draining)
+        self._barred = "its audit database has not been looked at yet"
+        self._drain_interval = settings.drain_interval
 
     def start(self) -> None:
         for loop in self._loops:

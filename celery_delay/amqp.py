@@ -28,6 +28,7 @@ from celery_delay.entries import Addition, Due, EntryId, StoredEntry
 from celery_delay.envelope import HEADER, Shape
 from celery_delay.exceptions import (
     AlreadyScheduled,
+    DelayError,
     InvalidSetting,
     OutcomeUnknown,
     StoreUnavailable,
@@ -228,7 +229,11 @@ class Capturing:
         Where a beat will publish the message, the broker need not be up now.
         """
         in_time = partial(self._bounded.like, producer, self.app.pool.limit, policy)
-        if not self._delayed.moves():
+        try:
+            moves = self._delayed.moves()
+        except DelayError:
+            moves = False  # the store itself will say it, where a retry has its way back
+        if not moves:
             return send(StandIn(producer, in_time, capture), retry_policy=policy)
         with in_time() as bounded, capturing(bounded, capture):
             return send(bounded, retry_policy=policy)

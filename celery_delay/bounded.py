@@ -93,7 +93,8 @@ class BoundedProducers:
         if pool is None:
             # not clone(): a connection from a pool makes one of the same pool
             clone = Connection(**self._described(connection))
-            pool = self._pools[connection] = ProducerPool(clone.Pool(limit=limit), limit=limit)
+            made = ProducerPool(clone.Pool(limit=limit), limit=limit)
+            pool = self._pools.setdefault(connection, made)  # another thread may have been first
         return pool
 
     def _described(self, connection: Any) -> dict[str, Any]:

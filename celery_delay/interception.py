@@ -90,7 +90,8 @@ def taken_by_the_store(
 
 def _is_wanted(app: Any, settings: Settings, message: Any) -> bool:
     name = message[0]["task"]
-    wanted = getattr(app.tasks.get(name), "delay_intercept", None)
+    tasks = app.tasks if app.finalized or app.autofinalize else {}
+    wanted = getattr(tasks.get(name), "delay_intercept", None)
     if wanted is None:
         wanted = settings.intercept
     elif not any(wanted is one or (wanted == one and one == "retry") for one in INTERCEPT):

@@ -61,7 +61,7 @@ def explain(error: Exception, command: object, where: object, user: str | None) 
     else:
         what = f"a key of {command}"
         grant = "grant it the pattern of celery-delay's keys"
-    return f"Redis does not allow {who} {what}: {grant} ({_PAGE}); it says: {error}"
+    return f"Redis does not allow {who} {what}: {grant} ({_PAGE}); it says: NOPERM {error}"
 
 
 def replica(where: object, of: str = "") -> str:
@@ -85,7 +85,7 @@ def denied_in_script(error: Exception, name: str, text: str, user: str | None) -
     who = f"the user {user!r}" if user else "this user"
     return (
         f"Redis does not allow {who} {what} in {name}.lua: grant it the command and the keys"
-        f" ({_PAGE}); it says: {said}"
+        f" ({_PAGE}); it says: NOPERM {said}"
     )
 
 

@@ -149,6 +149,26 @@ def test_each_role_does_its_work_as_a_user_of_its_own(
     assert guarded.denied() == []
 
 
+def test_a_beat_that_publishes_one_by_one_has_rights_enough(
+    guarded: Guarded, roles: Callable[..., Any]
+) -> None:
+    # Given a beat that may not try out the move
+    with guarded.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "beat", "-rpop")
+    try:
+        beat = roles("beat").beat()
+        roles("worker").worker(pool="threads")
+        beat.wait_for_log(r"published one by one.*\+rpop", timeout=20)
+        producer: Celery = roles("producer")
+
+        assert producer.tasks["note"].apply_delayed((1,), countdown=0.2).get(timeout=20) == 1
+
+        assert {one[3] for one in guarded.denied()} == {"rpop"}
+    finally:
+        with guarded.client() as admin:
+            admin.execute_command("ACL", "SETUSER", "beat", *_rules(guarded.version)["beat"])
+
+
 def test_a_worker_that_schedules_has_rights_of_its_own(
     guarded: Guarded, roles: Callable[..., Any]
 ) -> None:

@@ -20,14 +20,16 @@ from kombu.utils.json import object_hook
 
 from celery_delay.channels import (
     Blocked,
-    ConfirmingChannel,
+    Closed,
     Message,
     Outcome,
     PlainChannel,
+    Unfit,
     Unroutable,
 )
 from celery_delay.claims import Publishing
 from celery_delay.clock import Clock
+from celery_delay.confirming import ConfirmingChannel
 from celery_delay.entries import Claimed
 from celery_delay.envelope import HEADER, expiry_ms
 from celery_delay.settings import Settings
@@ -73,10 +75,20 @@ class BrokerPublisher:
         Arguments:
             until: instant on the boot clock from which on nothing is sent any more.
         """
-        outcomes: list[Outcome] = []
-        for some in _together(batch):
-            outcomes += self._publish(some, until)
-        return outcomes
+        outcomes: dict[str, Outcome] = {}
+        failure = self._hear()
+        for one in batch:
+            if failure or self._clock.boot() >= until:
+                outcomes[one.entry_id.task_id] = (Publishing.AWAY, failure)
+            else:
+                known = self._put(one)
+                outcomes |= known
+                failure = _failure_in(known)
+        outcomes |= self._settle()
+        self._used_at = self._clock.boot()
+        if _failure_in(outcomes):
+            self.close()
+        return [outcomes[one.entry_id.task_id] for one in batch]
 
     def probe(self) -> str:
         """Why nothing can be published; "" when it can.  No queue gets a message."""
@@ -127,28 +139,6 @@ class BrokerPublisher:
         )
         return kind(connection, self._app.amqp.queues, self._timeout, self._clock)
 
-    def _publish(self, batch: Sequence[Claimed], until: float) -> list[Outcome]:
-        outcomes: dict[str, Outcome] = {}
-        failure = self._hear()
-        for one in batch:
-            task_id = one.entry_id.task_id
-            if failure or self._clock.boot() >= until:
-                outcomes[task_id] = (Publishing.AWAY, failure)
-                continue
-            outcome = self._put(one)
-            if outcome is not None:
-                outcomes[task_id] = outcome
-                if outcome[0] in (Publishing.AWAY, Publishing.UNKNOWN):
-                    failure = outcome[1]
-        channel = self._channel
-        if channel is not None:
-            outcomes |= channel.settle()
-        self._used_at = self._clock.boot()
-        in_doubt = [why for outcome, why in outcomes.values() if outcome is Publishing.UNKNOWN]
-        if failure or in_doubt:
-            self.close()
-        return [outcomes[one.entry_id.task_id] for one in batch]
-
     def _hear(self) -> str:
         """Why the broker takes no messages, if it has said so meanwhile; or ""."""
         if self._channel is None:
@@ -160,21 +150,36 @@ class BrokerPublisher:
             return f"{self._address}: {_text(exc)}"
         return ""
 
-    def _put(self, one: Claimed) -> Outcome | None:
-        """Send one message; its outcome, or ``None`` while that is not known."""
+    def _settle(self) -> dict[str, Outcome]:
+        return self._channel.settle() if self._channel is not None else {}
+
+    def _put(self, one: Claimed) -> dict[str, Outcome]:
+        """Send one message; the outcomes that are known then, of this and of others."""
         assert self._channel is not None
-        sent = False
+        outcomes: dict[str, Outcome] = {}
+        task_id, sent = one.entry_id.task_id, False
         try:
             message = self._message(one)
             self._channel.prepare(message)
+            # one that has failed before, or may fail, goes alone: it is its own doing then
+            alone = bool(one.attempt) or not self._channel.knows(message)
+            if alone:
+                outcomes = self._settle()
+                if failure := _failure_in(outcomes):
+                    return {**outcomes, task_id: (Publishing.AWAY, failure)}
             sent = True
-            return self._channel.put(message)
-        except Unroutable as exc:
-            return Publishing.REFUSED, str(exc)
-        except Blocked as exc:
-            return Publishing.AWAY, f"{self._address}: {exc}"
+            outcome = self._channel.put(message)
+            if outcome is not None:
+                outcomes[task_id] = outcome
+            elif alone:
+                outcomes |= self._settle()
+        except (Unroutable, Unfit) as exc:
+            outcomes[task_id] = (Publishing.REFUSED, str(exc))
+        except (Blocked, Closed) as exc:
+            outcomes[task_id] = (Publishing.AWAY, f"{self._address}: {exc}")
         except Exception as exc:
-            return self._judge(exc, one, sent)
+            outcomes[task_id] = self._judge(exc, one, sent)
+        return outcomes
 
     def _judge(self, exc: Exception, one: Claimed, sent: bool) -> Outcome:
         """What an error while publishing means for the message."""
@@ -193,8 +198,10 @@ class BrokerPublisher:
         given = envelope["properties"]
         properties = {name: value for name, value in given.items() if name not in ours}
         if "expiration" in given:
-            # counted from the call; what is left of it is known by the instant beside it
-            left = expiry_ms(envelope["headers"]) / 1000 - self._clock.wall()
+            left = int(given["expiration"]) / 1000
+            if expires_ms := expiry_ms(envelope["headers"]):
+                # counted from the call; what is left of it is known by the instant beside it
+                left = expires_ms / 1000 - self._clock.wall()
             properties["expiration"] = max(0.001, left)
         properties["content_type"] = envelope["content-type"]
         properties["content_encoding"] = envelope["content-encoding"]
@@ -212,18 +219,10 @@ class BrokerPublisher:
         )
 
 
-def _together(batch: Sequence[Claimed]) -> list[list[Claimed]]:
-    """*batch* in parts that may be under way at once.
-
-    One that has failed before goes alone: should it fail again, that is its own doing.
-    """
-    parts: list[list[Claimed]] = []
-    for one in batch:
-        if parts and not one.attempt and not parts[-1][0].attempt:
-            parts[-1].append(one)
-        else:
-            parts.append([one])
-    return parts
+def _failure_in(outcomes: Mapping[str, Outcome]) -> str:
+    """Why the broker cannot be used, as far as these tell; or ""."""
+    bad = (Publishing.AWAY, Publishing.UNKNOWN)
+    return next((why for outcome, why in outcomes.values() if outcome in bad and why), "")
 
 
 def _body(envelope: Mapping[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ that no queue would get comes back.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -28,6 +29,8 @@ __all__ = ["ConfirmingChannel"]
 
 #: AMQP's code for a declaration that differs from what is there.
 _PRECONDITION_FAILED = 406
+#: What py-amqp raises for a message that it cannot write, before it has written any of it.
+_UNWRITABLE = (FrameSyntaxError, KeyError, OverflowError, TypeError, ValueError, struct.error)
 #: Bodies up to this size, in bytes, are refused by no broker for their size.
 _SMALL = 65_536
 
@@ -62,7 +65,13 @@ class ConfirmingChannel(PlainChannel):
 
     def knows(self, message: Message) -> bool:
         """As :meth:`PlainChannel.knows`."""
-        return message.exchange in self._takes and len(message.body) <= self._biggest
+        # RabbitMQ compares the user with the connection's
+        claims_nothing = "user_id" not in message.properties
+        return (
+            claims_nothing
+            and message.exchange in self._takes
+            and len(message.body) <= self._biggest
+        )
 
     def put(self, message: Message) -> Outcome | None:
         """As :meth:`PlainChannel.put`; the outcome comes with :meth:`settle`."""
@@ -75,10 +84,11 @@ class ConfirmingChannel(PlainChannel):
         except BaseException as exc:
             self._pending.pop(self._sent, None)
             self._sent -= 1
-            if isinstance(exc, FrameSyntaxError):
+            if isinstance(exc, _UNWRITABLE):
                 raise Unfit(f"it cannot be written as an AMQP message: {exc}") from exc
             if isinstance(exc, self.connection.channel_errors):
-                raise Closed(str(exc)) from exc  # what was heard before this one was sent
+                self._closed = str(exc)  # it was heard before this one was sent
+                raise Closed(self._closed) from exc
             raise
         return None
 
@@ -91,10 +101,9 @@ class ConfirmingChannel(PlainChannel):
     def settle(self) -> dict[str, Outcome]:
         """Wait for the confirms, ``delay_confirm_timeout`` at most; see :class:`PlainChannel`."""
         until = self._clock.boot() + self._timeout
-        why = f"no confirm came within {self._timeout:g} s"
-        refused = False
+        why, refused = self._closed or f"no confirm came within {self._timeout:g} s", False
         try:
-            while self._pending and (left := until - self._clock.boot()) > 0:
+            while self._pending and not self._closed and (left := until - self._clock.boot()) > 0:
                 self._amqp.drain_events(timeout=left)
         except TimeoutError:
             pass
@@ -154,7 +163,7 @@ class ConfirmingChannel(PlainChannel):
 
     def _confirm(self) -> None:
         """Begin to count; a channel that was closed has come back without its mode."""
-        self._sent = 0
+        self._sent, self._closed = 0, ""
         with self._in_time():
             self._channel.confirm_select()
 

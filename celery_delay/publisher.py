@@ -40,6 +40,8 @@ __all__ = ["BrokerPublisher"]
 IDLE = 30.0
 #: Errors in a message itself: no broker would ever take it.
 _UNFIT = (KeyError, OverflowError, TypeError, ValueError, struct.error)
+#: RabbitMQ refuses a longer ``expiration``; without it the worker still minds the ``expires``.
+LONGEST_EXPIRATION_MS = 2**32 - 1
 #: From this attempt on an error that is nobody's known failure counts as the message's own.
 STUBBORN = 3
 
@@ -202,7 +204,8 @@ class BrokerPublisher:
             if expires_ms := expiry_ms(envelope["headers"]):
                 # counted from the call; what is left of it is known by the instant beside it
                 left = expires_ms / 1000 - self._clock.wall()
-            properties["expiration"] = max(0.001, left)
+            if left * 1000 < LONGEST_EXPIRATION_MS:
+                properties["expiration"] = max(0.001, left)
         properties["content_type"] = envelope["content-type"]
         properties["content_encoding"] = envelope["content-encoding"]
         headers: dict[str, Any] = _revived(envelope["headers"])

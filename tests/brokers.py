@@ -64,6 +64,7 @@ class OwnRabbitMQ:
             "RUNNING_UNDER_SYSTEMD": "true",
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._alarmed = False
         try:
             self.start()
         except BaseException:
@@ -102,7 +103,17 @@ class OwnRabbitMQ:
 
     def alarm(self, *, on: bool) -> None:
         """Be in memory alarm, in which publishers are blocked."""
+        self._alarmed = on
         self.control("set_vm_memory_high_watermark", "0.0000001" if on else "0.4")
+
+    def mend(self) -> None:
+        """Let it run, and take messages."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            self.start()
+        self.resume()
+        if self._alarmed:
+            self.alarm(on=False)
 
     def control(self, *words: str) -> str:
         """``rabbitmqctl WORDS``; what it prints."""

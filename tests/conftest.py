@@ -12,8 +12,9 @@ import pytest
 from celery_delay.audit.database import Database
 from celery_delay.embedded import EmbeddedRedis
 from tests import processes
+from tests.brokers import OwnRabbitMQ
 from tests.processes import ProcessHarness
-from tests.servers import MISSING, REDIS, REDIS_62, RedisServers, server_url, unknown_keys, wipe
+from tests.servers import MISSING, REDIS, REDIS_62, RedisServers, unknown_keys, wipe
 from tests.sql import KINDS, SQLDatabases, emptied, migrated
 
 HERE = Path(__file__).parent
@@ -109,9 +110,27 @@ def audit(sql_url: str) -> Iterator[Database]:
         yield database
 
 
+@pytest.fixture(scope="session")
+def rabbitmq_node() -> Iterator[OwnRabbitMQ]:
+    """The session's RabbitMQ; most tests want :func:`rabbitmq`."""
+    node = OwnRabbitMQ()
+    yield node
+    node.close()
+
+
 @pytest.fixture
-def rabbitmq_url() -> str:
-    return server_url("rabbitmq")
+def rabbitmq(rabbitmq_node: OwnRabbitMQ) -> Iterator[OwnRabbitMQ]:
+    """A RabbitMQ of our own, which the test may kill, stop and alarm: whole again afterwards.
+
+    What is in it is not removed: tests name their queues anew.
+    """
+    yield rabbitmq_node
+    rabbitmq_node.mend()
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq: OwnRabbitMQ) -> str:
+    return rabbitmq.url
 
 
 # --- processes ---------------------------------------------------------------------------

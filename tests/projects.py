@@ -8,10 +8,12 @@ from typing import Any
 from celery import Celery
 
 from celery_delay import CeleryDelay
+from celery_delay.handoff import Handoff
+from celery_delay.publisher import BrokerPublisher
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore
 
-__all__ = ["hand_off", "make_app", "messages"]
+__all__ = ["hand_off", "make_app", "messages", "publish"]
 
 
 def make_app(url: str, **conf: Any) -> Celery:
@@ -54,6 +56,42 @@ def hand_off(app: Celery, until: Any = None) -> int:
             lease.close()
             links.close()
     return moved
+
+
+def publish(app: Celery, until: Any = None, *, publisher: Any = None) -> None:
+    """Publish all that is due, as a leading beat does where no move reaches the broker.
+
+    Arguments:
+        until: as for :func:`hand_off`.
+        publisher: to be used instead of a new one, and not closed.
+    """
+    delayed = app.delayed
+    due = getattr(until, "_eta_ms", until)
+    ours = publisher or BrokerPublisher(app, delayed.settings, delayed.clock)
+    for shard, keys in zip(delayed.shards, delayed.shard_keys, strict=True):
+        links = delayed.links()
+        lease = RedisLease(links.link(), keys, "test")
+        try:
+            seen = lease.elect(seen=None, may_take=False)
+            if seen.holder != "test":
+                seen = lease.elect(seen=seen, may_take=True)
+            store = RedisStore(
+                links,
+                keys,
+                delayed.settings,
+                delayed.clock,
+                test_now=(lambda: max(due, shard.now_ms())) if due is not None else None,  # noqa: B023
+            )
+            store.begin_epoch(term=seen.term, known_epoch=0)
+            store.merge_back(term=seen.term)
+            Handoff(
+                store, ours, delayed.settings, delayed.clock, ("outbound", "schedule")
+            ).run_once(lambda: seen.term)  # noqa: B023
+        finally:
+            lease.close()
+            links.close()
+    if publisher is None:
+        ours.close()
 
 
 def messages(app: Celery, queue: str = "celery") -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 Tests bring up their own Redis and touch no other: not the one on port 6379, not the
 one in ``DELAY_REDIS_URL``.  Other servers are used only where the environment names
-them: ``DELAY_TESTS_POSTGRES_URL``, ``DELAY_TESTS_MYSQL_URL``, ``DELAY_TESTS_RABBITMQ_URL``.
+them: ``DELAY_TESTS_POSTGRES_URL``, ``DELAY_TESTS_MYSQL_URL``.  RabbitMQ is our own, too.
 A missing server skips a test; with ``DELAY_TESTS_REQUIRE_SERVERS=1`` (CI) it fails it.
 """
 
@@ -36,7 +36,7 @@ def unavailable(server: str, why: str) -> NoReturn:
 
 
 def server_url(server: str) -> str:
-    """The URL of ``postgres``, ``mysql`` or ``rabbitmq``, or the end of the test."""
+    """The URL of ``postgres`` or ``mysql``, or the end of the test."""
     variable = f"DELAY_TESTS_{server.upper()}_URL"
     return os.environ.get(variable) or unavailable(server, f"{variable} is not set")
 

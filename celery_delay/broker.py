@@ -74,13 +74,17 @@ class Broker:
         return bool(self._shared)
 
     @cached_property
-    def _channel(self) -> Any:
+    def _pool(self) -> Any:
+        """kombu's pool of connections, for what it knows; it holds none, so that a worker's
+        children inherit none."""
         self.check()
         connection = self._app.connection_for_write()
         try:
-            return connection.channel()
+            return connection.channel().pool
         except (*connection.connection_errors, *connection.channel_errors) as exc:
             raise StoreUnavailable(f"cannot connect to the broker: {exc}") from exc
+        finally:
+            connection.release()
 
     @property
     def prefix(self) -> str:
@@ -91,11 +95,11 @@ class Broker:
     @cached_property
     def database(self) -> int:
         """Number of the DB in which the queues live."""
-        return int(self._channel.pool.connection_kwargs.get("db") or 0)
+        return int(self._pool.connection_kwargs.get("db") or 0)
 
     def links(self, timeout: float) -> Links:
         """Connections of our own to the same server and DB."""
-        return Links.like(self._channel.pool, timeout)
+        return Links.like(self._pool, timeout)
 
 
 def _run_id(links: Links) -> str:

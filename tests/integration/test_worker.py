@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
+from celery_delay.embedded import EmbeddedRedis
 from tests.integration.running import Running, projects
-from tests.processes import ProcessHarness
+from tests.processes import ProcessHarness, wait_until
 
 STORED = ["SCHEDULED", "DISPATCHED"]
 
@@ -29,3 +31,16 @@ def test_tasks_that_are_not_ours_are_not_journalled(new_project: Callable[..., R
     assert native.get(timeout=20) == 3
     here.wait_for_history(ours.id, [[*STORED, "STARTED", "SUCCEEDED"]])
     assert here.history(native.id) == []
+
+
+def test_a_worker_that_has_found_the_store_leaves_its_children_no_connection(
+    new_project: Callable[..., Running], redis_server: EmbeddedRedis
+) -> None:
+    here = new_project()
+    with redis.Redis.from_url(redis_server.url) as client:
+        before = {one["id"] for one in client.client_list()}
+
+        here.app.delayed._signals.on_worker_init()
+
+        assert "shards" in here.app.delayed.__dict__
+        wait_until(lambda: {one["id"] for one in client.client_list()} <= before, 5)

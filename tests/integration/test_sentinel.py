@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -219,6 +220,31 @@ def test_sentinels_that_cannot_help_are_named(sentinels: SentinelGroup) -> None:
     assert shard(links).add([addition("task")])[0].code == "A"
     with _raw(sentinels.primary(), 3) as client:
         client.flushdb()
+
+
+def test_a_user_of_sentinel_needs_what_the_page_says(sentinels: SentinelGroup) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "redis.rst").read_text()
+    told = re.search(r"no more than ``([^`]*)``,\s+and ``([^`]*)`` with ``min_other", page)
+    assert told
+    rights = [*told[1].split(), told[2]]
+    with redis.Redis(port=sentinels.ports[0]) as sentinel:
+        sentinel.execute_command("ACL", "SETUSER", "asker", "reset", "on", ">pw", "-@all", *rights)
+        options = {
+            **OPTIONS,
+            "min_other_sentinels": 2,
+            "sentinel_kwargs": {"username": "asker", "password": "pw"},
+        }
+        app = make_app(
+            f"sentinel://127.0.0.1:{sentinels.ports[0]}/0",
+            result_backend=None,
+            broker_transport_options=options,
+        )
+        task = app.task(nothing, name="asked", shared=False)
+        assert task.apply_delayed(countdown=3_600).cancel()
+        app.close()
+        denied = {one["object"] for one in sentinel.acl_log()} - {"client|setinfo"}
+        sentinel.execute_command("ACL", "DELUSER", "asker")
+        assert denied == set()
 
 
 def test_sentinels_without_the_name_of_the_primary_are_a_wrong_configuration(

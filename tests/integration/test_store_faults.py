@@ -364,11 +364,11 @@ def test_a_producer_that_stalls_before_its_first_attempt_draws_anew(
     attempts = []
     send = store._try
 
-    def stall_once(attempt: Any) -> Any:
+    def stall_once(attempt: Any, *rest: Any) -> Any:
         if not attempts:
             time.sleep(0.8)
         attempts.append(attempt.deadline_ms)
-        return send(attempt)
+        return send(attempt, *rest)
 
     monkeypatch.setattr(store, "_try", stall_once)
     [added] = store.add([addition("task")])

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from kombu.exceptions import OperationalError
+
 from celery_delay.exceptions import InvalidSetting, StoreUnavailable, UnsupportedBroker
 from celery_delay.store.connection import Links
 from celery_delay.store.scripts import server_of
 
 __all__ = ["Broker"]
+
+#: Seconds that the broker may take to answer when it is asked what it is.
+_TIMEOUT = 1.0
 
 
 class Broker:
@@ -79,9 +84,16 @@ class Broker:
         children inherit none."""
         self.check()
         connection = self._app.connection_for_write()
+        # for this connection alone: kombu would wait for ever for a Redis that says nothing
+        connection.transport_options = {
+            **(connection.transport_options or {}),
+            "socket_timeout": _TIMEOUT,
+            "socket_connect_timeout": _TIMEOUT,
+        }
+        errors = (OperationalError, *connection.connection_errors, *connection.channel_errors)
         try:
-            return connection.channel().pool
-        except (*connection.connection_errors, *connection.channel_errors) as exc:
+            return connection.ensure_connection(max_retries=0).channel().pool
+        except errors as exc:
             raise StoreUnavailable(f"cannot connect to the broker: {exc}") from exc
         finally:
             connection.release()

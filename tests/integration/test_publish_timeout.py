@@ -157,6 +157,27 @@ def test_a_store_that_swallows_everything_before_a_broker_that_works(
         assert [one["headers"]["retries"] for one in messages(app)] == [0, 1]
 
 
+def test_a_broker_that_swallows_everything_before_a_store_that_works(
+    new_app: Callable[..., Celery], redis_url: str, redis_servers: RedisServers
+) -> None:
+    # Given a broker on another Redis, of which nothing is known yet
+    with FaultyProxy(urlsplit(redis_url).port or 0) as proxy:
+        server = redis_servers.new()
+        try:
+            app = new_app(proxy.url, delay_redis_url=server.tcp_url)
+            proxy.fail("blackhole", 1_000_000)
+
+            # Then a task can be scheduled all the same: a beat will publish it
+            with in_time(None):
+                app.tasks["add"].apply_delayed(countdown=9)
+            with in_time(None):
+                app.tasks["add"].apply_async(countdown=11)
+            assert app.delayed.count() == 2
+            app.close()
+        finally:
+            server.stop()
+
+
 def test_a_retry_whose_outcome_is_unknown_is_neither_sent_nor_raised(
     new_app: Callable[..., Celery], redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -240,12 +240,13 @@ def test_a_disk_that_takes_no_snapshot(
 ) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
-    server = new_redis(REDIS, "--appendonly", "no", "--save", "3600 1", "--dir", str(gone))
+    server = new_redis(REDIS, "--appendonly", "no", "--dir", str(gone))
     store = shard(server.url)
     lead(store)
     store.add([addition("task")])
     gone.rmdir()
     with _raw(server) as client:
+        client.config_set("save", "3600 1")
         client.bgsave()
         wait_until(
             lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", what="no disk"

@@ -337,6 +337,7 @@ def test_an_engine_that_was_used_before_a_fork_is_not_shared(
     child = os.fork()
     if child == 0:  # what pytest has set up is not the child's to take down
         try:
+            assert given.engine.pool.checkedin() == 0  # type: ignore[attr-defined]
             take(log, journal.life("child"))
             os._exit(0)
         except BaseException:

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, text, update
 from sqlalchemy import event as listening
 
+from celery_delay.audit import limits
 from celery_delay.audit.database import ATTEMPTS, Database
 from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.queries import AuditQueries
@@ -297,8 +298,10 @@ def test_a_migration_has_the_time_it_needs(log: SQLAuditLog) -> None:
 
 @servers
 def test_the_server_ends_a_transaction_that_a_frozen_beat_left_open(
-    log: SQLAuditLog, sql_url: str, journal: Journal
+    audit: Database, sql_url: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(limits, "GRACE", 120.0)  # its own fuse is frozen too
+    log = SQLAuditLog(Database(sql_url, timeout=TIMEOUT))
     take(log, journal.life())
 
     def work(connection: Connection) -> None:
@@ -314,6 +317,7 @@ def test_the_server_ends_a_transaction_that_a_frozen_beat_left_open(
     with pytest.raises(AuditUnavailable):
         log.database.write(work)
     assert rows(log.database)["cursor"][0]["at_ms"] == 1
+    log.close()
 
 
 @postgresql

@@ -191,10 +191,12 @@ def _guard(engine: Engine, silence: float) -> None:
             return
         renew(record.info, raw, PING_TIMEOUT)
         try:
-            engine.dialect.do_ping(raw)
-        except engine.dialect.loaded_dbapi.Error as exc:
+            alive = engine.dialect.do_ping(raw)  # the first releases of SQLAlchemy 2.0 raise less
+        except engine.dialect.loaded_dbapi.Error:
+            alive = False
+        if not alive:
             remove(record.info)
-            raise DisconnectionError("the connection has ended in the meantime") from exc
+            raise DisconnectionError("the connection has ended in the meantime")
 
     def asked(connection: Connection, *_: Any) -> None:
         if not connection.closed and not connection.invalidated:

@@ -28,15 +28,20 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 
+from celery_delay.clock import SystemClock
 from celery_delay.exceptions import AuditUnavailable
 
-__all__ = ["Fuse", "Limits", "connect_args", "impose"]
+__all__ = ["FUSE_THREAD", "Fuse", "Limits", "connect_args", "impose"]
 
 #: How long a pooled connection may take to show that it is alive, in seconds.
 PING_TIMEOUT = 2.0
 #: How much longer than the server we wait: its own message says more than a cut line.
 GRACE = 1.0
 
+#: Name of the threads that wait for silence.
+FUSE_THREAD = "delay-audit-fuse"
+
+_clock = SystemClock()
 _FUSE, _NEW = "celery_delay.fuse", "celery_delay.new"
 
 
@@ -130,29 +135,37 @@ def _run(raw: Any, statement: str) -> None:
 
 
 class Fuse:
-    """Shuts a connection's socket down in so many seconds, unless it is removed before.
+    """Shuts a connection's socket down when its time is over, unless it is removed before.
 
     Whoever waits for the server then gets the driver's error for a broken connection.
 
     Attributes:
-        blown: whether it did.
+        seconds: how much time there was.
+        blown: whether it was over.
     """
 
     def __init__(self, raw: Any, seconds: float) -> None:
         self.blown = False
-        self.seconds = seconds
         # a duplicate of our own: the driver's number may be another connection's by then
         self._socket = socket.socket(fileno=os.dup(_descriptor(raw)))
-        self._timer = threading.Timer(seconds, self._blow)
-        self._timer.daemon = True
-        self._timer.start()
+        self._removed = threading.Event()
+        self.renew(seconds)
+        threading.Thread(target=self._burn, name=FUSE_THREAD, daemon=True).start()
+
+    def renew(self, seconds: float) -> None:
+        """The server has answered, and is asked something else; never for less time."""
+        self.seconds = seconds
+        self._deadline = _clock.monotonic() + seconds
 
     def remove(self) -> None:
         """The server has answered."""
-        self._timer.cancel()
+        self._removed.set()
         self._socket.close()
 
-    def _blow(self) -> None:
+    def _burn(self) -> None:
+        while (left := self._deadline - _clock.monotonic()) > 0:
+            if self._removed.wait(left):
+                return
         self.blown = True
         with suppress(OSError):  # removed in this very moment
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -165,45 +178,46 @@ def _descriptor(raw: Any) -> int:
     return number
 
 
+def _light(info: dict[Any, Any], raw: Any, seconds: float) -> None:
+    _put_out(info)
+    with suppress(AttributeError, OSError):  # no socket, or none any more
+        info[_FUSE] = Fuse(raw, seconds)
+
+
+def _put_out(info: dict[Any, Any]) -> None:
+    fuse = info.pop(_FUSE, None)
+    if fuse is not None:
+        fuse.remove()
+
+
 def _guard(engine: Engine, silence: float) -> None:
     """Put a fuse in front of all that waits for the server.
 
-    Each thing that is asked brings a new fuse, and the connection's return to the pool
-    removes the last: what we do ourselves in between is short.
+    One for each time that a connection is in use, renewed by each thing that is asked: what
+    we do ourselves in between is short.
     """
 
-    def renew(info: dict[Any, Any], raw: Any, seconds: float = silence) -> None:
-        remove(info)
-        with suppress(AttributeError, OSError):  # no socket, or none any more
-            info[_FUSE] = Fuse(raw, seconds)
-
-    def remove(info: dict[Any, Any]) -> None:
-        fuse = info.pop(_FUSE, None)
-        if fuse is not None:
-            fuse.remove()
-
     def connected(raw: Any, record: Any) -> None:
-        renew(record.info, raw)
+        _light(record.info, raw, silence)
         record.info[_NEW] = True
 
     def checked_out(raw: Any, record: Any, _proxy: Any) -> None:
         if record.info.pop(_NEW, False):
             return
-        renew(record.info, raw, PING_TIMEOUT)
+        _light(record.info, raw, PING_TIMEOUT)
         try:
             alive = engine.dialect.do_ping(raw)  # the first releases of SQLAlchemy 2.0 raise less
         except engine.dialect.loaded_dbapi.Error:
             alive = False
         if not alive:
-            remove(record.info)
+            _put_out(record.info)
             raise DisconnectionError("the connection has ended in the meantime")
 
     def asked(connection: Connection, *_: Any) -> None:
         if not connection.closed and not connection.invalidated:
-            renew(connection.info, connection.connection.dbapi_connection)
-
-    def given_back(_raw: Any, record: Any) -> None:
-        remove(record.info)
+            fuse = connection.info.get(_FUSE)
+            if fuse is not None:
+                fuse.renew(silence)
 
     def failed(context: ExceptionContext) -> None:
         fuse = context.connection.info.get(_FUSE) if context.connection is not None else None
@@ -215,9 +229,8 @@ def _guard(engine: Engine, silence: float) -> None:
     # before SQLAlchemy asks the server who it is
     event.listen(engine, "connect", connected, insert=True)
     event.listen(engine, "checkout", checked_out)
-    event.listen(engine, "checkin", given_back)
-    event.listen(engine, "close", given_back)
-    event.listen(engine, "invalidate", lambda raw, record, _: given_back(raw, record))
+    for name in ("checkin", "close", "invalidate"):
+        event.listen(engine, name, lambda _raw, record, *_: _put_out(record.info))
     for name in ("before_cursor_execute", "commit", "rollback"):
         event.listen(engine, name, asked)
     event.listen(engine, "handle_error", failed)

@@ -455,7 +455,7 @@ def test_no_fuse_is_left_after_a_batch(log: SQLAuditLog, journal: Journal) -> No
 
     # a thread that was told to end does so in a moment
     wait_until(
-        lambda: not [one for one in threading.enumerate() if isinstance(one, threading.Timer)],
+        lambda: limits.FUSE_THREAD not in [one.name for one in threading.enumerate()],
         TIMEOUT / 2,
         "no fuse burns",
     )

@@ -400,16 +400,37 @@ def test_what_the_broker_has_not_got_goes_where_the_claimant_says(bench: Bench) 
     assert nothing_is_left(bench)
 
 
-def test_a_later_run_that_is_parked_takes_the_place_of_an_earlier_one(bench: Bench) -> None:
-    other = shape("other", PUBLISHED)
-    for template in (ORDERS, other):
-        bench.store.add([out("a", template=template)])
-        claim(bench)
-        bench.store.give_back("mine", [("a", QUARANTINE, "no queue")])
-        bench.now += 1
+def test_a_parked_entry_keeps_its_task_id_until_somebody_acts(bench: Bench) -> None:
+    # Given an entry that no broker takes
+    [first] = bench.store.add([out("a")])
+    _park(bench, "a")
+    bench.now += 60_000
 
-    uses = bench.raw.hgetall(bench.keys.template_uses)
-    assert uses == {template_id(ORDERS): "0", template_id(other): "1"}
+    # Then another one cannot push it out of the quarantine
+    with pytest.raises(AlreadyScheduled):
+        bench.store.add([addition("a")])
+    assert bench.store.add([out("a", run=first.entry_id.run)])[0].code == "G"
+
+    bench.store.cancel("a", data={})
+    bench.now += 1
+    assert bench.store.add([addition("a")])[0].code == "A"
+
+
+def test_a_run_from_inside_a_parked_one_takes_its_place(bench: Bench) -> None:
+    # Given a message that was sent without a word of it, and then refused
+    bench.store.add([out("a")])
+    claim(bench)
+    let_end(bench)
+    bench.store.rescue()
+    _park(bench, "a")
+
+    [retry] = bench.store.add([out("a", run=NOW + 1)])
+
+    assert retry.code == "A"
+    assert bench.store.quarantined() == {}
+    assert [(state, run) for state, _, run in bench.journal()][-2:] == [
+        ("DISPATCHED", NOW), ("SCHEDULED", NOW + 1),
+    ]  # fmt: skip
     bench.store.cancel("a", data={})
     assert nothing_is_left(bench)
 
@@ -523,16 +544,24 @@ def test_what_a_move_has_parked_can_be_sent_again_to_be_moved(bench: Bench) -> N
     assert bench.store.move().moved == 1
 
 
+def _again(bench: Bench, task_id: str) -> None:
+    """Add another run beside a parked one, which no add does."""
+    parked = bench.raw.hget(bench.keys.quarantine, task_id) or ""
+    bench.raw.hdel(bench.keys.quarantine, task_id)
+    bench.now += 1
+    bench.store.add([out(task_id)])
+    bench.raw.hset(bench.keys.quarantine, task_id, parked)
+
+
 def test_what_cannot_be_sent_again_stays_in_quarantine(bench: Bench) -> None:
     for task_id in ("live", "claimed", "damaged", "missing"):
         bench.store.add([out(task_id)])
     bench.raw.hset(bench.keys.entries, "damaged", "rubbish")
     bench.raw.hdel(bench.keys.entries, "missing")
     _park(bench, "live", "claimed")
-    bench.now += 1
-    bench.store.add([out("claimed")])
+    _again(bench, "claimed")
     claim(bench, "other")
-    bench.store.add([out("live")])
+    _again(bench, "live")
 
     assert bench.store.send_again(["live", "claimed", "damaged", "missing"]) == "LLDD"
 
@@ -715,8 +744,7 @@ def test_a_parked_entry_with_a_silent_claim_can_be_dropped_but_not_cancelled(ben
 def test_while_a_run_is_claimed_the_cancel_takes_no_earlier_one_for_it(bench: Bench) -> None:
     bench.store.add([out("a")])
     _park(bench, "a")
-    bench.now += 1
-    bench.store.add([out("a")])
+    _again(bench, "a")
     claim(bench, "next")
 
     assert bench.store.cancel("a", data={}).outcome is CancelOutcome.TOO_LATE

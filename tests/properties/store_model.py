@@ -213,18 +213,22 @@ class Model:
         claim, live = self.claims.get(task_id), self.entries.get(task_id)
         if claim is not None:
             out, due = claim.entry, claim.due
-        elif live is not None and live.readable() and task_id in self.attempts:
+        elif live is not None and live.damage != "missing":
+            if not live.readable() or task_id not in self.attempts:
+                return None
             out, due = live, (self.waiting() | self.blocked)[task_id]
+        elif task_id in self.parked and self.parked[task_id].readable():
+            out = self.parked[task_id]
+            due = out.due
         else:
             return None
         drawn = entry.deadline - entry.run == WINDOW
-        return (out, due) if out.run < entry.run and not drawn else None
+        return (out, due) if out.run + 1 == entry.run and not drawn else None
 
     def _hand_off(self, task_id: str, entry: Entry, due: int) -> tuple[Any, ...]:
         """The broker has it; its journal line."""
-        self.claims.pop(task_id, None)
-        self.entries.pop(task_id, None)
-        self.attempts.pop(task_id, None)
+        for place in (self.claims, self.entries, self.attempts, self.parked, self.silent):
+            place.pop(task_id, None)  # type: ignore[attr-defined]
         self._unused(entry)
         return entry.line(task_id, due)
 
@@ -256,7 +260,11 @@ class Model:
         live, claim = self.entries.get(task_id), self.claims.get(task_id)
         if claim is not None:
             return {"G"} if claim.entry.run == entry.run else {"CONFLICT"}
-        if live is not None and live.damage != "missing":
+        waits = live is not None and live.damage != "missing"
+        parked = self.parked.get(task_id)
+        if parked is not None and not waits and parked.readable():
+            return {"G"} if parked.run == entry.run else {"CONFLICT"}
+        if live is not None and waits:
             drawn = entry.deadline - entry.run == WINDOW
             if live.damage == "head" or live.run != entry.run:
                 return {"CONFLICT"}
@@ -403,8 +411,6 @@ class Model:
         return fit, [len(expired), len(bad), stuck]
 
     def _park(self, task_id: str, entry: Entry, at: int) -> None:
-        if task_id in self.parked:
-            self._unused(self.parked[task_id])
         entry.due = at
         self.parked[task_id] = entry
         self.silent[task_id] = self.attempts.pop(task_id, 0)

@@ -1,6 +1,6 @@
 --- Store entries, all of them or none; safe to repeat until their deadline.
--- @include clock journal tombstones records ways claims
--- KEYS: mark schedule outbound entries blocked claims claimed attempts templates template_uses journal tombstones_even tombstones_odd wake
+-- @include clock journal tombstones records ways claims quarantine out
+-- KEYS: mark schedule outbound entries blocked claims claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd wake
 -- ARGV: now:int:ms window:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates leader_grace:int:ms rest:*
 --   leader_grace  nothing is added when the leader's last sign of life is older; 0 for any age
 --   rest = template_count x (id, text), then per entry
@@ -52,15 +52,10 @@ for i, entry in ipairs(entries_given) do
   local _, refused_run = cancelled(entry.id)
   local score = live[i]
     and (eta_of(entry.id) or redis.call('ZSCORE', blocked, entry.id))
-  -- a run that is being published, or is live after a claim that ended in silence
-  local _, _, eta_out, out = read_claim(entry.id)
-  if score and redis.call('HEXISTS', attempts, entry.id) == 1 then
-    eta_out, out = score, live[i]
-  end
-  local _, _, text_out = read_head(out or '')
-  local run_out = text_out and tonumber(text_out)
-  if run_out and run_out < entry.run and not entry.drawn then
-    -- this message comes from inside that run or a later one: it has been published, then
+  local eta_out, out = read_out(entry.id, score, live[i])
+  local _, _, run_out = read_head(out or '')
+  if run_out and tonumber(run_out) + 1 == entry.run and not entry.drawn then
+    -- this message comes from inside that very run: it has been published, then
     entry.before = { eta_out, out }
   elseif score then
     local _, digest, run, version, _, _, payload = read_head(live[i])
@@ -75,7 +70,7 @@ for i, entry in ipairs(entries_given) do
     elseif is_whole(payload, digest) then
       entry.replaced = payload
     end
-  elseif run_out and run_out ~= entry.run then
+  elseif run_out and tonumber(run_out) ~= entry.run then
     return { 'CONFLICT', text(now), entry.id }
   elseif run_out or gone(entry.id, text(entry.run)) >= entry.version then
     entry.code = 'G'
@@ -152,6 +147,7 @@ for i, entry in ipairs(entries_given) do
     end
     if entry.before then
       published[#published + 1] = handed_off(entry.id, unpack(entry.before))
+      redis.call('HDEL', quarantine, entry.id)
     end
     local way = schedule_of(entry.payload)
     local pairs_of_way = scores[way]

@@ -1,5 +1,6 @@
 -- Quarantine: entries that cannot be handed off, parked until an operator sends them again
--- or cancels them.  A parked record keeps its template, so that it can be repaired.
+-- or cancels them; until then no other run of the task is taken, but for one from inside it.
+-- A parked record keeps its template, so that it can be repaired.
 --   quarantine: task id -> JSON [why, eta in ms, record, claims that ended in silence]
 -- Expects the locals: quarantine, attempts, and those of records.lua.
 
@@ -12,19 +13,7 @@ local function read_parked(id)
   end
 end
 
-local function release_parked(record)
-  local _, digest, _, _, _, _, payload = read_head(record)
-  if payload and is_whole(payload, digest) then
-    release_template(payload)
-  end
-end
-
 local function put_in_quarantine(id, why, eta, record)
-  local _, earlier = read_parked(id)
-  if earlier then
-    -- an earlier run of the task, which makes room
-    release_parked(earlier)
-  end
   local silent = redis.call('HGET', attempts, id) or '0'
   redis.call('HSET', quarantine, id, cjson.encode({ why, eta, record, silent }))
   redis.call('HDEL', attempts, id)

@@ -87,7 +87,7 @@ def test_certificates() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"assume_role": "owner"}, {"passwd_callback": lambda: "x"}], ids=str
+    "options", [{"assume_role": "owner"}, {"passwd_callback": lambda: "x"}], ids=" ".join
 )
 def test_what_a_url_cannot_say_is_refused_and_not_left_out(options: dict[str, Any]) -> None:
     [name] = options

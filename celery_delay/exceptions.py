@@ -73,7 +73,9 @@ class OutcomeUnknown(DelayError):
 
 
 class AlreadyScheduled(DelayError):
-    """A live entry with this task id exists; nothing was stored.
+    """An entry with this task id waits, is being published, or is in quarantine.
+
+    Nothing was stored.
 
     Attributes:
         task_id: the id in question.  Cancel that entry, or leave ``task_id`` to Celery.

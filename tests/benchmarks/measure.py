@@ -27,8 +27,11 @@ from celery import signals
 from celery_delay.calls import DelayedCall
 from celery_delay.clock import from_ms
 from celery_delay.embedded import EmbeddedRedis
+from celery_delay.entries import PUBLISHED
+from celery_delay.store.redis import RedisStore
 from tests.benchmarks import bench_app
 from tests.processes import ProcessHarness, wait_until
+from tests.shards import addition, lead, shape, shard
 
 #: About 100 bytes of arguments.
 TEXT = "x" * 70
@@ -192,6 +195,39 @@ def _bare_move(bench: Bench, n: int) -> float:
     return n / (time.perf_counter() - begun)
 
 
+def claims(bench: Bench) -> Figures:
+    """The store's part of the claim path, claim and ack, beside the move of as many."""
+    n = bench.size(20_000, 4_000)
+    figures: Figures = {"tasks": n}
+    for together in (20, 100):
+        store = _waiting(bench, n, PUBLISHED)
+        begun, token = time.perf_counter(), 0
+        while taken := store.claim(token=f"t{token}", limit=together, ttl_ms=60_000).taken:
+            store.ack(f"t{token}", [one.entry_id.task_id for one in taken])
+            token += 1
+        figures[f"rate_{together}"] = n / (time.perf_counter() - begun)
+        store.close()
+    store = _waiting(bench, n, 0)
+    begun = time.perf_counter()
+    while store.move().moved:
+        pass
+    figures["move_rate"] = n / (time.perf_counter() - begun)
+    store.close()
+    return figures | {"of_move": figures["rate_100"] / figures["move_rate"]}
+
+
+def _waiting(bench: Bench, n: int, database: int) -> RedisStore:
+    """A store in which *n* entries are due."""
+    bench.empty()
+    store = shard(bench.server.url)
+    lead(store)
+    template, values = shape("bench-claims", database), (json.dumps(TEXT),)
+    for start in range(0, n, 500):
+        some = range(start, min(start + 500, n))
+        store.add([addition(f"{i:036d}", template=template, values=values) for i in some])
+    return store
+
+
 def lag(bench: Bench) -> Figures:
     """Executed by a worker, minus eta: with nothing else pending, with a lot, and stock."""
     n = bench.size(500, 150)
@@ -349,6 +385,7 @@ def _process_cpu(pid: int) -> float:
 MEASURES: Mapping[str, Callable[[Bench], Figures]] = {
     "schedule": schedule,
     "dispatch": dispatch,
+    "claims": claims,
     "lag": lag,
     "worker": worker,
     "memory": memory,

@@ -96,9 +96,8 @@ class Handoff:
             StoreUnavailable: what was confirmed is acked as soon as the store is back.
         """
         while term() is not None:
-            if self._told is None:
-                self._tell(self._failure)
             wait = self._pass()
+            self._tell(self._failure)
             if wait is not None:
                 return wait
         return LONGEST_WAIT
@@ -106,6 +105,7 @@ class Handoff:
     def steal(self, seen: LeaseRecord, asked_at: float, seen_at: float) -> int:
         """Publish what the leader leaves lying, as a standby; see ``Dispatcher.steal``."""
         self._guard.saw(seen.now_ms, asked_at, seen_at)
+        self._told = None  # what the broker's failure is, is now another's to tell
         heads = {
             "outbound": (seen.outbound_due_ms, seen.published_ms),
             "schedule": (seen.head_due_ms, seen.progress_ms),
@@ -113,6 +113,7 @@ class Handoff:
         late = seen.now_ms - self._backstop_ms
         overdue = [heads[one] for one in self.sources]
         if not any(due is not None and max(due, progress) < late for due, progress in overdue):
+            self._probe()
             return 0
         before = self._published
         while self._pass(self._backstop_ms) is None:
@@ -141,7 +142,7 @@ class Handoff:
                 return RETRY_AFTER  # the leader's dispatcher names the history
             failure = self._publish(token, claims.taken, asked_at)
             if failure:
-                self._break(failure, is_leader=not steal_ms)
+                self._break(failure)
                 return PROBE_EVERY
             waits.append(0.0 if claims.handled else self._wait(claims))
         return min(waits) or None
@@ -251,10 +252,9 @@ class Handoff:
             return PROBE_EVERY
         self._failure = ""
         logger.info("the broker takes messages again", extra={"event": "broker_recovered"})
-        self._tell("")
         return 0.0
 
-    def _break(self, failure: str, *, is_leader: bool) -> None:
+    def _break(self, failure: str) -> None:
         if not self._failure:
             logger.error(
                 "no message can be published, entries wait: %s",
@@ -263,8 +263,6 @@ class Handoff:
             )
         self._failure = failure
         self._probe_at = self._clock.monotonic() + PROBE_EVERY
-        if is_leader:
-            self._tell(failure)
 
     def _tell(self, failure: str) -> None:
         if failure != self._told:

@@ -27,6 +27,7 @@ class FaultyProxy:
     """Stands in front of the server on *port* of 127.0.0.1; a context manager.
 
     Attributes:
+        port: its own.
         url: what to connect to instead of the server.
         met: the faults that requests have met, ``ok`` left out.
     """
@@ -41,7 +42,8 @@ class FaultyProxy:
         self._threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self.port = self._listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def fail(self, fault: str, times: int = 1, *, only: bytes = b"") -> None:
         """Let the next *times* requests (of those with *only* in them) meet *fault*."""

@@ -214,7 +214,7 @@ def test_an_unknown_outcome_stays_claimed_and_opens_the_circuit(
     assert list(store.claimed) == ["t21"], "only its claim's end may bring it back"
     assert set(store.acked) == set(ids(40)) - {"t21"}
     assert store.due == [f"t{number}" for number in range(40, 50)], "nothing was sent of these"
-    assert store.told == ["", "no confirm"]
+    assert store.told == ["no confirm"]
 
 
 def test_an_open_circuit_claims_nothing_until_a_probe_succeeds(
@@ -237,7 +237,7 @@ def test_an_open_circuit_claims_nothing_until_a_probe_succeeds(
     handoff.run_once(leads)
 
     assert store.acked == ids(2)
-    assert store.told == ["", "refused", ""]
+    assert store.told == ["refused", ""]
 
 
 def test_nothing_is_published_when_the_claim_is_old(

@@ -1,0 +1,14 @@
+"""The app of the beat that runs beside the tests: ``celery -A beat_app beat``."""
+
+from __future__ import annotations
+
+import os
+
+from celery import Celery
+from interception import settings
+
+from celery_delay.app import CeleryDelay
+
+app = Celery("beside", broker=os.environ["TEST_BROKER"], backend=os.environ["TEST_BACKEND"])
+app.conf.update(settings())
+CeleryDelay(app)

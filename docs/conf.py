@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "delay_directives",
+    "report_directives",
 ]
 exclude_patterns = ["_build", "reports"]
 # A reference to something of ours that does not exist fails the build.

@@ -88,6 +88,9 @@ class PlainChannel:
         lookup = getattr(self._channel, "_lookup", None)
         if lookup is None or not message.exchange:
             return
+        # of what type it is, such a transport knows only in this process
+        for exchange in self._exchanges_of(message.exchange):
+            maybe_declare(exchange, self._channel)
         if self._channel.typeof(message.exchange).type == "fanout":
             return  # whoever listens gets it, and nobody is as good as somebody
         try:
@@ -127,6 +130,11 @@ class PlainChannel:
         client = getattr(self._channel, "client", None)
         if client is not None and hasattr(client, "ping"):
             client.ping()
+
+    def _exchanges_of(self, name: str) -> list[Any]:
+        """The exchange of that name, if one of the app's queues is bound to it."""
+        exchanges = [one.exchange for one in self._queues.values() if one.exchange is not None]
+        return [one for one in exchanges if one.name == name][:1]
 
     def _may_declare(self, queue: str) -> bool:
         return queue in self._queues or self._queues.create_missing

@@ -8,12 +8,14 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
 from kombu import Connection
+from kombu.transport import TRANSPORT_ALIASES
 
 from celery_delay import CeleryDelay
 from celery_delay.embedded import EmbeddedRedis
@@ -22,6 +24,7 @@ from celery_delay.publisher import BrokerPublisher
 from tests import stock_amqp
 from tests.brokers import MAX_MESSAGE_SIZE, OwnRabbitMQ, taken
 from tests.projects import make_app, publish
+from tests.transports import Channel
 
 #: What differs between any two processes, or is ours.
 OURS = {"origin", HEADER}
@@ -441,3 +444,63 @@ def test_many_messages_are_under_way_at_once_but_never_more_than_the_window(
     with redis.Redis.from_url(site.conf.delay_redis_url) as client:
         keys = site.delayed.shard_keys[0]
         assert client.hlen(keys.claimed) == client.zcard(keys.claims) == 0
+
+
+# --- other transports, by contract -----------------------------------------------------------
+
+
+@pytest.fixture
+def store(redis_server: EmbeddedRedis) -> str:
+    return redis_server.tcp_url
+
+
+@pytest.mark.parametrize("scheme", ["memory", "filesystem"])
+def test_transports_that_know_no_confirms_get_the_same_message(
+    store: str, name: str, tmp_path: Path, scheme: str
+) -> None:
+    folders = dict.fromkeys(("data_folder_in", "data_folder_out"), str(tmp_path / "data"))
+    options = {**folders, "control_folder": str(tmp_path / "control")}
+    site = make_app(
+        f"{scheme}://", result_backend=store, delay_redis_url=store, task_default_queue=name,
+        broker_transport_options=options if scheme == "filesystem" else {},
+    )  # fmt: skip
+    (tmp_path / "data").mkdir()
+    result = send(site, "a", "b", countdown=60, priority=3, expires=600)
+    # what a stock app would have sent
+    site.send_task("any", ["a"], task_id="stock", priority=3, expires=600)
+
+    publish(site, result)
+
+    with site.connection_for_read() as connection, connection.SimpleQueue(name) as queue:
+        stock, *ours = [queue.get(timeout=5) for _ in range(3)]
+        assert sorted(one.headers["id"] for one in ours) == ["a", "b"]
+        for one in ours:
+            assert one.headers.keys() - {HEADER} == stock.headers.keys()
+            assert one.properties.keys() == stock.properties.keys()
+            assert one.delivery_info == stock.delivery_info
+            assert one.payload[0] == [one.headers["id"]]
+            one.ack()
+        stock.ack()
+    site.close()
+
+
+def test_an_error_of_the_service_that_nobody_knows_ends_as_the_messages_own(
+    store: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a service that does not take one message
+    monkeypatch.setitem(TRANSPORT_ALIASES, "web", "tests.transports:Transport")
+    for attribute, empty in (("queues", {}), ("refuses", {"bad"}), ("asked", [])):
+        monkeypatch.setattr(Channel, attribute, empty)
+    site = make_app("web://", result_backend=store, delay_redis_url=store, task_default_queue=name)
+    send(site, "a", "bad", "b")
+    now = site.delayed.now_ms()
+
+    # When it is tried again each time that its claim has ended
+    for attempt in range(6):
+        publish(site, now + attempt * 10_000)
+
+    # Then the others go out once, and it is kept back with the service's error
+    assert sorted(one["headers"]["id"] for one in Channel.queues[name]) == ["a", "b"]
+    assert 2 <= Channel.asked.count("bad") <= 4
+    assert "APIError: InvalidMessageContents" in reason(site, "bad")
+    site.close()

@@ -375,6 +375,38 @@ def test_a_standby_whose_broker_fails_does_not_speak_for_the_leader(
     assert store.due == ids(3)
 
 
+def test_a_leader_tells_of_the_broker_anew_when_another_has_led_between(
+    handoff: Handoff, store: FakeStore, clock: FakeClock
+) -> None:
+    handoff.run_once(leads)
+    handoff.steal(record(clock, due=None, progress=9.0), clock.boot(), clock.boot())
+
+    handoff.run_once(leads)
+
+    assert store.told == ["", ""]
+
+
+def test_a_standby_whose_broker_is_back_says_so_by_itself(
+    handoff: Handoff,
+    store: FakeStore,
+    broker: FakePublisher,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    store.due = ids(3)
+    broker.failure = "refused"
+    handoff.steal(record(clock, due=9.0, progress=9.0), clock.boot(), clock.boot())
+    broker.failure = ""
+    clock.advance(PROBE_EVERY + 0.01)
+
+    handoff.steal(record(clock, due=None, progress=9.0), clock.boot(), clock.boot())
+
+    told = [getattr(one, "event", "") for one in caplog.records]
+    assert told == ["broker_failing", "broker_recovered"]
+    assert store.told == []
+
+
 # --- the dispatcher beside it ---------------------------------------------------------------
 
 

@@ -391,7 +391,7 @@ def test_what_was_quarantined_can_be_stored_again_by_a_higher_version_only(
 
 @pytest.mark.parametrize("together", [True, False])
 def test_what_is_sent_again_from_quarantine_keeps_its_story(
-    log: SQLAuditLog, queries: AuditQueries, database: Database, journal: Journal, together: bool
+    log: SQLAuditLog, queries: AuditQueries, audit: Database, journal: Journal, together: bool
 ) -> None:
     story = STORY | {"group": "g", "group_index": 2, "chord": {"task": "x"}, "ignore_result": True}
     events = [
@@ -407,8 +407,8 @@ def test_what_is_sent_again_from_quarantine_keeps_its_story(
             take(log, [one])
 
     assert state(queries) == ("SCHEDULED", T0)
-    [task] = rows(database)["task"]
-    [entry] = rows(database)["entry"]
+    [task] = rows(audit)["task"]
+    [entry] = rows(audit)["entry"]
     assert (task["name"], task["argsrepr"], task["queue"]) == (
         STORY["name"], STORY["args"], STORY["queue"],
     )  # fmt: skip

@@ -22,11 +22,13 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from celery_delay.claims import Claims, ClaimStore, Publisher, Publishing
 from celery_delay.clock import Clock
 from celery_delay.dispatcher import LONGEST_WAIT, RETRY_AFTER, ClockGuard
 from celery_delay.entries import Claimed
+from celery_delay.exceptions import StoreUnavailable
 from celery_delay.ports import LeaseRecord, StaleEpoch
 from celery_delay.settings import Settings
 
@@ -265,7 +267,10 @@ class Handoff:
         self._probe_at = self._clock.monotonic() + PROBE_EVERY
 
     def _tell(self, failure: str) -> None:
-        if failure != self._told:
+        """Leave word of the broker for whoever asks; a Redis too full for it stops nothing."""
+        if failure == self._told:
+            return
+        with suppress(StoreUnavailable):
             self._store.tell_broker(failure)
             self._told = failure
 

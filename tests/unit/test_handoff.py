@@ -77,6 +77,7 @@ class FakeStore:
         return 0
 
     def tell_broker(self, failure: str) -> None:
+        self._may_fail("tell_broker")
         self.told.append(failure)
 
 
@@ -289,6 +290,19 @@ def test_an_ending_process_returns_what_it_has_not_sent(
     assert store.acked == ids(ACK_WINDOW)
     assert set(store.due) == set(ids(60)) - set(ids(ACK_WINDOW))
     assert store.claimed == {}
+
+
+def test_a_full_redis_that_takes_no_word_of_the_broker_stops_nothing(
+    handoff: Handoff, store: FakeStore
+) -> None:
+    store.due = ids(3)
+    store.failures["tell_broker"] = [StoreUnavailable("OOM")]
+
+    handoff.run_once(leads)
+    handoff.run_once(leads)
+
+    assert store.acked == ids(3)
+    assert store.told == [""], "it is made up for"
 
 
 def test_closing_acks_and_drops_the_connection(

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from celery_delay.states import State
+
 __all__ = [
     "CODEC",
     "GAP",
@@ -208,7 +210,8 @@ class StoredEntry(NamedTuple):
     """A live entry as the store tells it.
 
     ``eta_ms`` and ``expires_ms`` (0 for never) are UTC; ``envelope`` is the message as it
-    would be put onto the key ``queue``, ``headers`` are Celery's headers in it.
+    would be put onto the key ``queue``, ``headers`` are Celery's headers in it.  ``state`` is
+    SCHEDULED or HELD.
     """
 
     entry_id: EntryId
@@ -218,6 +221,7 @@ class StoredEntry(NamedTuple):
     headers: Mapping[str, object]
     queue: str
     envelope: Mapping[str, object]
+    state: State = State.SCHEDULED
 
     @property
     def task(self) -> str:

@@ -8,11 +8,11 @@ Redis, SQL or Celery.  Each method may raise :exc:`StoreUnavailable` (the store'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
-from celery_delay.entries import Addition, EntryId, Event, StoredEntry
+from celery_delay.entries import Addition, Due, EntryId, Event, StoredEntry
 from celery_delay.exceptions import DelayError
-from celery_delay.states import CancelOutcome, State
+from celery_delay.states import CancelOutcome, HoldOutcome, RescheduleOutcome, State
 
 __all__ = [
     "ENDED",
@@ -20,6 +20,7 @@ __all__ = [
     "Added",
     "AuditLog",
     "Cancelled",
+    "Change",
     "DispatchStore",
     "JournalPosition",
     "JournalStore",
@@ -31,10 +32,14 @@ __all__ = [
     "ReconcileStore",
     "Results",
     "StaleEpoch",
+    "Steered",
     "Term",
     "Transition",
     "WaitingEntries",
 ]
+
+
+_Outcome = TypeVar("_Outcome", RescheduleOutcome, HoldOutcome)
 
 
 class StaleEpoch(Exception):
@@ -68,6 +73,37 @@ class Cancelled(NamedTuple):
 
     outcome: CancelOutcome
     entry: StoredEntry | None
+
+
+class Change(NamedTuple):
+    """What is to become of a waiting entry; what is ``None`` stays as it is."""
+
+    #: When it is due instead.
+    due: Due | None = None
+    #: By how much its eta moves, in ms; negative: earlier.
+    shift_ms: int | None = None
+    #: Whether it is kept back.
+    hold: bool | None = None
+
+
+class Steered(NamedTuple):
+    """Answer to a change of a waiting entry, as ``steer.lua`` gives it.
+
+    ``eta_ms`` and ``expires_ms`` (0 for never) are those it has now; 0 if nothing was changed.
+    """
+
+    answer: str
+    eta_ms: int = 0
+    expires_ms: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the entry is as the caller wants it."""
+        return self.answer == "DONE"
+
+    def outcome(self, success: _Outcome) -> _Outcome:
+        """The answer as the enum of *success*, which stands for a change that is done."""
+        return success if self.is_done else type(success)(self.answer)
 
 
 class Moved(NamedTuple):

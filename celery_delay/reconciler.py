@@ -58,7 +58,8 @@ class Reconciler:
             self._turn, self._after, self._suspects, self._lost = (term, epoch), None, (), 0
         lost = self._log.still_waiting(self._suspects)
         if lost:
-            self._store.record([Transition(one, 1, State.LOST, {}) for one in lost])
+            # version 0: whichever it had; a lower one than it had would be no news
+            self._store.record([Transition(one, 0, State.LOST, {}) for one in lost])
             self._lost += len(lost)
         self._suspects = ()
         page = self._log.waiting(self._after, PAGE)

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["LEGAL", "CancelOutcome", "ReleaseOutcome", "State", "seen_by_backend"]
+__all__ = [
+    "LEGAL",
+    "CancelOutcome",
+    "HoldOutcome",
+    "ReleaseOutcome",
+    "RescheduleOutcome",
+    "State",
+    "seen_by_backend",
+]
 
 
 class State(str, Enum):
@@ -62,11 +70,13 @@ class State(str, Enum):
 
 _ENDS = frozenset({State.SUCCEEDED, State.FAILED, State.REVOKED, State.REJECTED, State.RETRIED})
 
-#: state → the states that may directly follow it, for one entry.  STARTED may follow
-#: itself: a broker redelivers the message of a worker that died.
+#: state → the states that may directly follow it, for one entry.  SCHEDULED and HELD may follow
+#: themselves: with another eta.  So may STARTED: a broker redelivers the message of a worker that
+#: died.
 LEGAL: dict[State, frozenset[State]] = {
     State.SCHEDULED: frozenset(
         {
+            State.SCHEDULED,
             State.DISPATCHED,
             State.HELD,
             State.CANCELLED,
@@ -75,7 +85,9 @@ LEGAL: dict[State, frozenset[State]] = {
             State.LOST,
         }
     ),
-    State.HELD: frozenset({State.SCHEDULED, State.CANCELLED, State.EXPIRED, State.LOST}),
+    State.HELD: frozenset(
+        {State.HELD, State.SCHEDULED, State.CANCELLED, State.EXPIRED, State.LOST}
+    ),
     State.QUARANTINED: frozenset({State.SCHEDULED, State.CANCELLED, State.LOST}),
     State.DISPATCHED: frozenset({State.STARTED, State.REVOKED, State.REJECTED, State.FAILED}),
     State.STARTED: _ENDS | {State.STARTED},
@@ -120,12 +132,48 @@ class CancelOutcome(str, Enum):
         return self is CancelOutcome.CANCELLED
 
 
-class ReleaseOutcome(str, Enum):
-    """The answers to a release.  True only for RELEASED."""
+class RescheduleOutcome(str, Enum):
+    """The answers to ``reschedule`` and ``run_now``.  True only for RESCHEDULED."""
 
-    #: It is back in its schedule.
+    #: It has its new eta; of several calls the last accepted one counts.
+    RESCHEDULED = "RESCHEDULED"
+    #: It has been handed to its queue, or is on its way there: it runs as it was due.
+    TOO_LATE = "TOO_LATE"
+    #: No such entry; nothing has changed.
+    NOT_FOUND = "NOT_FOUND"
+    #: It cannot be handed off and is parked: ``release`` it first.
+    QUARANTINED = "QUARANTINED"
+    #: Its record is damaged, or of a newer release: it can only be cancelled.
+    DAMAGED = "DAMAGED"
+
+    def __bool__(self) -> bool:
+        return self is RescheduleOutcome.RESCHEDULED
+
+
+class HoldOutcome(str, Enum):
+    """The answers to ``hold``.  True only for HELD."""
+
+    #: It does not run before it is released.
+    HELD = "HELD"
+    #: It has been handed to its queue, or is on its way there: it may run.
+    TOO_LATE = "TOO_LATE"
+    #: No such entry; nothing has changed.
+    NOT_FOUND = "NOT_FOUND"
+    #: It cannot be handed off and is parked, which keeps it back already.
+    QUARANTINED = "QUARANTINED"
+    #: Its record is damaged, or of a newer release: it can only be cancelled.
+    DAMAGED = "DAMAGED"
+
+    def __bool__(self) -> bool:
+        return self is HoldOutcome.HELD
+
+
+class ReleaseOutcome(str, Enum):
+    """The answers to ``release``.  True only for RELEASED."""
+
+    #: It is back in its schedule, and due as it was.
     RELEASED = "RELEASED"
-    #: It is not kept back.
+    #: It is neither held nor quarantined.
     NOT_FOUND = "NOT_FOUND"
     #: Its record or template is damaged: it cannot be sent, only cancelled.
     DAMAGED = "DAMAGED"

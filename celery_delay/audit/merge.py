@@ -122,7 +122,9 @@ def fold(events: Iterable[Event], runs: Mapping[str, int]) -> tuple[list[Row], l
 
         # 0: unknown, since the record was unreadable; it is that of the entry as it is
         version = event.version or here["version"]
-        error = _text(data.get("error", data.get("reason")))
+        # why an entry was given another eta is no error of its
+        why = data.get("error", data.get("reason"))
+        error = None if state is State.SCHEDULED else _text(why)
         _advance(here, state, version, error)
         if run == whole["run"] and _advance(whole, state, version, error):
             whole["result"] = _text(data.get("result"))

@@ -15,7 +15,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from celery_delay.entries import Addition, EntryId, Record, template_id
+from celery_delay.entries import Addition, Due, EntryId, Record, template_id
 from celery_delay.exceptions import (
     AlreadyScheduled,
     JournalFull,
@@ -27,7 +27,7 @@ from celery_delay.states import CancelOutcome
 from celery_delay.store.connection import AnswerLost
 from celery_delay.store.heartbeat import Heartbeat
 from celery_delay.store.records import decode
-from celery_delay.store.shard import Shard
+from celery_delay.store.shard import REPEAT_AFTER, Shard
 
 __all__ = ["ADD_LIMIT", "TEMPLATE_CAP", "Additions", "due_text", "record_text"]
 
@@ -35,8 +35,6 @@ __all__ = ["ADD_LIMIT", "TEMPLATE_CAP", "Additions", "due_text", "record_text"]
 TEMPLATE_CAP = 1_000
 #: Entries that one add script takes; above this Redis would be busy for too long.
 ADD_LIMIT = 1_000
-#: Pause before a command whose answer was lost is repeated.
-REPEAT_AFTER = 0.05
 #: Time-outs that one attempt takes at most: to connect, to look at the server, to add.
 ATTEMPT = 3
 #: How often an add that came too late, with certainty without effect, is drawn anew.
@@ -131,28 +129,8 @@ class Additions(Shard):
             StoreUnavailable: nothing was cancelled.
             OutcomeUnknown: no answer came; calling again gives the final one.
         """
-        unknown = ""
-        deadline = self.now_ms() + self._settings.window_ms
-        give_up = self._clock.boot() + self._settings.add_window
-        while True:
-            try:
-                answer = self._cancel_once(task_id, run, deadline, json.dumps(data))
-            except (AnswerLost, StoreUnavailable, ResponseError) as exc:
-                if isinstance(exc, StoreUnavailable) and not unknown:
-                    raise
-                unknown = unknown or str(exc) or "the answer was lost"
-                if isinstance(exc, ResponseError) or self._clock.boot() >= give_up:
-                    raise OutcomeUnknown(EntryId(task_id, run), unknown) from exc
-                self._clock.sleep(REPEAT_AFTER)
-                continue
-            if answer[0] not in (b"EPOCH", b"LATE"):
-                break
-            if answer[0] == b"LATE" and unknown:
-                raise OutcomeUnknown(EntryId(task_id, run), unknown)
-            if self._clock.boot() >= give_up:
-                raise StoreUnavailable("each cancel came later to Redis than delay_add_window")
-            self._offset_ms = None
-            deadline = self.now_ms() + self._settings.window_ms
+        values = {"task_id": task_id, "run": run, "data": json.dumps(data)}
+        answer = self._insist(EntryId(task_id, run), "cancel", values)
         # should this id be used again, its run must be told from the one that is refused
         self._not_before = max(self._not_before, int(answer[1]) + 1)
         outcome = CancelOutcome(answer[0].decode())
@@ -202,26 +180,6 @@ class Additions(Shard):
             raise OutcomeUnknown(entry_id, f"Redis says: {exc}") from exc
         return None
 
-    def _cancel_once(self, task_id: str, run: int, deadline: int, data: str) -> Any:
-        with self._link() as link:
-            answer = self._script(
-                link,
-                "cancel",
-                {
-                    "now": self._given_now(),
-                    "tombstone_ms": self._tombstone_ms,
-                    "journal_max": self._journal_max,
-                    "epoch": self._epoch(link) or 0,
-                    "deadline": deadline,
-                    "task_id": task_id,
-                    "run": run,
-                    "data": data,
-                },
-            )
-            if answer[0] == b"EPOCH":
-                link.learnt.pop("epoch", None)
-        return answer
-
 
 @dataclass
 class _Attempt:
@@ -251,7 +209,7 @@ class _Attempt:
         rest: list[object] = [part for pair in self.offered.items() for part in pair]
         for one in self.drawn:
             record = record_text(one, self.deadline_ms, self.inline)
-            rest += [one.entry_id.task_id, due_text(one), record, one.story]
+            rest += [one.entry_id.task_id, due_text(one.due), record, one.story]
         return rest
 
 
@@ -265,6 +223,6 @@ def record_text(one: Addition, deadline_ms: int, inline: bool) -> str:
     ).encode()
 
 
-def due_text(one: Addition) -> str:
-    """When an addition is due, as the scripts take it."""
-    return f"{'+' if one.due.is_delay else '@'}{one.due.ms}"
+def due_text(due: Due) -> str:
+    """When an entry is due, as the scripts take it."""
+    return f"{'+' if due.is_delay else '@'}{due.ms}"

@@ -123,13 +123,6 @@ class Claiming(Shard):
             answer = self._in_epoch(link, "rescue", {**values, **limits})
         return answer if isinstance(answer, int) else 0
 
-    def send_again(self, task_ids: Sequence[str]) -> str:
-        """Return quarantined entries to the schedule, a letter each: see ``send_again.lua``."""
-        values = {"now": self._given_now(), "journal_max": self._journal_max}
-        with self._link() as link:
-            answer: bytes = self._sure(link, "send_again", values, task_ids)
-        return answer.decode()
-
     def tell_broker(self, failure: str) -> None:
         """See :meth:`celery_delay.claims.ClaimStore.tell_broker`."""
         if failure:

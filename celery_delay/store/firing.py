@@ -84,7 +84,7 @@ class Firing(Shard):
             record = record_text(addition, self.now_ms() + self._settings.window_ms, False)
             rest = [
                 addition.entry_id.task_id,
-                due_text(addition),
+                due_text(addition.due),
                 record,
                 addition.story,
                 template_id(addition.template),

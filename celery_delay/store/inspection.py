@@ -71,6 +71,8 @@ class ShardReport(NamedTuple):
     #: Entries that a beat is publishing now, and why the broker takes none ("" if it does).
     claimed: int = 0
     broker_failure: str = ""
+    #: Entries that an operator keeps back.
+    held: int = 0
 
 
 def inspect_server(link: Link) -> ServerReport:
@@ -129,6 +131,7 @@ def inspect_shard(link: Link, keys: ShardKeys) -> ShardReport:
         audit_id=_text(audit_id) or None,
         claimed=_read(link, "ZCARD", keys.claims),
         broker_failure=_text(failure),
+        held=_read(link, "ZCARD", keys.held),
     )
 
 

@@ -70,6 +70,11 @@ class ShardKeys:
         return self._key("blocked")
 
     @property
+    def held(self) -> str:
+        """zset: task id → eta in ms, of entries that are kept back until they are released."""
+        return self._key("held")
+
+    @property
     def quarantine(self) -> str:
         """hash: task id → JSON [reason, eta in ms, record] of what cannot be handed off."""
         return self._key("quarantine")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 
 from celery_delay.entries import EntryId, Record, StoredEntry, Template
+from celery_delay.states import State
 from celery_delay.store.shard import Shard
 
 __all__ = ["Records", "decode"]
@@ -20,26 +21,40 @@ class Records(Shard):
         return next(iter(self._stored([task_id])), None)
 
     def between(
-        self, *, after_ms: int, before_ms: int, limit: int, offset: int
+        self,
+        *,
+        after_ms: int,
+        before_ms: int,
+        limit: int,
+        offset: int,
+        state: State | None = None,
     ) -> list[StoredEntry]:
-        """Live entries with ``after_ms <= eta <= before_ms``, the earliest first."""
+        """Live entries with ``after_ms <= eta <= before_ms``, the earliest first.
+
+        Arguments:
+            state: only those that are SCHEDULED, or only those that are HELD.
+        """
         found: list[tuple[float, bytes]] = []
-        for key in self._waiting_keys:
+        for key in self._places(state):
             bounds = (after_ms, before_ms, "BYSCORE", "LIMIT", 0, offset + limit, "WITHSCORES")
             pairs = self._read("ZRANGE", key, *bounds)
             found += zip(map(float, pairs[1::2]), pairs[::2], strict=True)
         ids = [task_id.decode() for _, task_id in sorted(found)[offset : offset + limit]]
         return list(self._stored(ids))
 
-    def count(self, *, after_ms: int, before_ms: int) -> int:
-        """How many live entries have ``after_ms <= eta <= before_ms``."""
+    def count(self, *, after_ms: int, before_ms: int, state: State | None = None) -> int:
+        """How many live entries have ``after_ms <= eta <= before_ms``; *state* as in between."""
         return sum(
-            int(self._read("ZCOUNT", key, after_ms, before_ms)) for key in self._waiting_keys
+            int(self._read("ZCOUNT", key, after_ms, before_ms)) for key in self._places(state)
         )
 
-    @property
-    def _waiting_keys(self) -> tuple[str, ...]:
-        return (self.keys.schedule, self.keys.outbound, self.keys.blocked)
+    def _places(self, state: State | None) -> tuple[str, ...]:
+        """The zsets of live entries; those that are held in the last."""
+        keys = self.keys
+        places = (keys.schedule, keys.outbound, keys.blocked, keys.held)
+        if state is None:
+            return places
+        return {State.SCHEDULED: places[:-1], State.HELD: places[-1:]}.get(state, ())
 
     def sizes(self) -> dict[str, int]:
         """Numbers of what the shard holds: pending, claimed, blocked, quarantined, …"""
@@ -49,6 +64,7 @@ class Records(Shard):
             ),
             "claimed": self._read("ZCARD", self.keys.claims),
             "blocked": self._read("ZCARD", self.keys.blocked),
+            "held": self._read("ZCARD", self.keys.held),
             "quarantined": self._read("HLEN", self.keys.quarantine),
             "journal": self._read("XLEN", self.keys.journal),
             "templates": self._read("HLEN", self.keys.templates),
@@ -63,15 +79,21 @@ class Records(Shard):
             if i % 2 == 0
         }
 
-    def _stored(self, task_ids: Sequence[str]) -> Iterator[StoredEntry]:
+    def _stored(self, task_ids: Sequence[str], again: bool = True) -> Iterator[StoredEntry]:
         if not task_ids:
             return
         records = self._read("HMGET", self.keys.entries, *task_ids)
-        scores = [self._read("ZMSCORE", key, *task_ids) for key in self._waiting_keys]
+        scores = [self._read("ZMSCORE", key, *task_ids) for key in self._places(None)]
+        between: list[str] = []
         texts: dict[str, bytes] = {}
         for task_id, record, *found in zip(task_ids, records, *scores, strict=True):
-            due = next((one for one in found if one is not None), None)
-            if record is None or due is None:
+            place, due = next(
+                ((n, one) for n, one in enumerate(found) if one is not None), (0, None)
+            )
+            if record is None:
+                continue
+            if due is None:
+                between.append(task_id)
                 continue
             try:
                 name = Record.decode(record.decode()).template
@@ -81,7 +103,11 @@ class Records(Shard):
                 texts[name] = self._read("HGET", self.keys.templates, name) or b""
             entry = decode(task_id, int(float(due)), record, texts[name])
             if entry is not None:
-                yield entry
+                is_held = place == len(found) - 1
+                yield entry._replace(state=State.HELD) if is_held else entry
+        if between and again:
+            # from one place to another, between two of our looks
+            yield from self._stored(between, again=False)
 
 
 def decode(task_id: str, eta_ms: int, stored: bytes, template_text: bytes) -> StoredEntry | None:

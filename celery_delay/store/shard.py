@@ -9,13 +9,17 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from celery_delay.clock import Clock
-from celery_delay.exceptions import StoreUnavailable
+from celery_delay.entries import EntryId
+from celery_delay.exceptions import OutcomeUnknown, StoreUnavailable
 from celery_delay.settings import Settings
 from celery_delay.store import scripts
 from celery_delay.store.connection import AnswerLost, Link, Links
 from celery_delay.store.keys import ShardKeys
 
-__all__ = ["Shard"]
+__all__ = ["REPEAT_AFTER", "Shard"]
+
+#: Pause, in seconds, before a command whose answer was lost is repeated.
+REPEAT_AFTER = 0.05
 
 
 class Shard:
@@ -120,6 +124,57 @@ class Shard:
                 break
             # what this link has learnt is out of date: somebody has emptied Redis meanwhile
             link.learnt.pop("epoch", None)
+        return answer
+
+    def _insist(
+        self,
+        entry_id: EntryId,
+        name: str,
+        values: Mapping[str, object],
+        rest: Sequence[object] = (),
+    ) -> Any:
+        """Run a script that can be repeated until its deadline, until its answer is heard.
+
+        Raises:
+            StoreUnavailable: it did nothing.
+            OutcomeUnknown: no answer came within ``delay_add_window``.
+        """
+        unknown, deadline = "", self.now_ms() + self._settings.window_ms
+        give_up = self._clock.boot() + self._settings.add_window
+        while True:
+            try:
+                answer = self._attempt(name, {**values, "deadline": deadline}, rest)
+            except (AnswerLost, StoreUnavailable, ResponseError) as exc:
+                if isinstance(exc, StoreUnavailable) and not unknown:
+                    raise
+                unknown = unknown or str(exc) or "the answer was lost"
+                if isinstance(exc, ResponseError) or self._clock.boot() >= give_up:
+                    raise OutcomeUnknown(entry_id, unknown) from exc
+                self._clock.sleep(REPEAT_AFTER)
+                continue
+            status = answer[0] if isinstance(answer, list) else answer
+            if status not in (b"EPOCH", b"LATE"):
+                return answer
+            if status == b"LATE" and unknown:
+                raise OutcomeUnknown(entry_id, unknown)
+            if self._clock.boot() >= give_up:
+                raise StoreUnavailable(f"each {name} came later to Redis than delay_add_window")
+            if not unknown:  # else it stays: what the first attempt left behind lives as long
+                self._offset_ms = None
+                deadline = self.now_ms() + self._settings.window_ms
+
+    def _attempt(self, name: str, values: Mapping[str, object], rest: Sequence[object]) -> Any:
+        with self._link() as link:
+            general = {
+                "now": self._given_now(),
+                "tombstone_ms": self._tombstone_ms,
+                "journal_max": self._journal_max,
+                "epoch": self._epoch(link) or 0,
+            }
+            answer = self._script(link, name, {**general, **values}, rest)
+            if answer == b"EPOCH" or (isinstance(answer, list) and answer[0] == b"EPOCH"):
+                # what this link has learnt is out of date: somebody has emptied Redis meanwhile
+                link.learnt.pop("epoch", None)
         return answer
 
     def _read(self, *command: object) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from tests.contract import test_claims, test_store
+from tests.contract import test_claims, test_steering, test_store
 from tests.contract.bench import LUA, shown
 
 #: Loaded here, so that this test says the same when it is run alone.
-SUITES = (test_store, test_claims)
+SUITES = (test_store, test_claims, test_steering)
 
 
 def test_each_alternative_of_each_file_is_shown() -> None:

@@ -340,7 +340,7 @@ def test_more_than_a_thousand_shapes(bench: Bench) -> None:
         )
 
     assert bench.store.sizes() == {
-        "pending": 1_010, "claimed": 0, "blocked": 0, "quarantined": 0,
+        "pending": 1_010, "claimed": 0, "blocked": 0, "held": 0, "quarantined": 0,
         "journal": 2, "templates": 505,
     }  # fmt: skip
     found = bench.store.between(after_ms=0, before_ms=10**15, limit=2_000, offset=0)

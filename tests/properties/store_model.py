@@ -87,6 +87,7 @@ class Model:
     attempts: dict[str, int] = field(default_factory=dict)
     silent: dict[str, int] = field(default_factory=dict)  # of the parked entries
     blocked: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
     parked: dict[str, Entry] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class Model:
     gone: dict[tuple[str, int], list[Mark]] = field(default_factory=dict)
     told: dict[tuple[str, int], list[Mark]] = field(default_factory=dict)
     cancels: dict[str, list[Mark]] = field(default_factory=dict)
+    done: dict[str, list[bytes]] = field(default_factory=dict)  # operation -> answer
     journal: list[tuple[str, int, list[tuple[Any, ...]]]] = field(default_factory=list)
     queues: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
@@ -122,6 +124,19 @@ class Model:
 
     def waiting(self) -> dict[str, int]:
         return self.schedule | self.outbound
+
+    def places(self) -> dict[str, int]:
+        """Each live entry and its eta, wherever it is."""
+        return self.waiting() | self.blocked | self.held
+
+    def _take_away(self, task_id: str) -> None:
+        for place in (self.schedule, self.outbound, self.blocked, self.held):
+            place.pop(task_id, None)
+
+    def _raise_version(self, entry: Entry) -> None:
+        entry.version += 1
+        text = entry.record.split("\n")
+        entry.record = "\n".join([*text[:2], str(entry.version), *text[3:]])
 
     def _unused(self, entry: Entry) -> None:
         if entry.whole() and entry.template != "=":
@@ -177,7 +192,7 @@ class Model:
         ):
             assert code in may, (task_id, code, may)
             if code == "D":
-                assert int(due) == (self.waiting() | self.blocked)[task_id]
+                assert int(due) == self.places()[task_id]
                 continue
             assert int(due) == entry.due
             line = (task_id, entry.run, entry.version, entry.due, line)
@@ -204,8 +219,7 @@ class Model:
         before = self.entries.pop(task_id, None)
         if before is not None:
             self._unused(before)
-        for place in (self.blocked, self.schedule, self.outbound):
-            place.pop(task_id, None)
+        self._take_away(task_id)
         self._way(entry)[task_id], self.entries[task_id] = entry.due, entry
 
     def _out(self, task_id: str, entry: Entry) -> tuple[Entry, int] | None:
@@ -216,7 +230,7 @@ class Model:
         elif live is not None and live.damage != "missing":
             if not live.readable() or task_id not in self.attempts:
                 return None
-            out, due = live, (self.waiting() | self.blocked)[task_id]
+            out, due = live, self.places()[task_id]
         elif task_id in self.parked and self.parked[task_id].readable():
             out = self.parked[task_id]
             due = out.due
@@ -333,9 +347,8 @@ class Model:
         entry = live or parked
         assert entry is not None
         if live is not None:
-            due = (self.waiting() | self.blocked)[task_id]
-            for place in (self.schedule, self.outbound, self.blocked):
-                place.pop(task_id, None)
+            due = self.places()[task_id]
+            self._take_away(task_id)
             del self.entries[task_id]
         else:
             due = entry.due
@@ -498,28 +511,97 @@ class Model:
         assert answer == len(over)
         return over
 
-    def send_again(self, rest: list[str], answer: bytes) -> None:
+    # -- changes of one entry -------------------------------------------------------------
+
+    def _refuses(self, given: dict[str, str], status: bytes) -> bool:
+        """Whether the call is another history's, or late; then so must be its answer."""
+        if int(given["epoch"]) not in (0, self.epoch):
+            assert status == b"EPOCH"
+            return True
+        if self.now > int(given["deadline"]):
+            assert status == b"LATE"
+            return True
+        return False
+
+    def send_again(self, given: dict[str, str], rest: list[str], answer: bytes) -> None:
+        if self._refuses(given, answer):
+            return
+        if given["operation"] in self.done:
+            assert [answer] == self.done[given["operation"]]
+            return
         codes, lines = "", []
         for task_id in rest:
-            entry = self.parked.get(task_id)
+            held = task_id in self.held
+            entry = self.entries[task_id] if held else self.parked.get(task_id)
             if entry is None:
                 codes += "N"
             elif entry.damage or not (entry.template == "=" or entry.template in self.templates):
                 codes += "D"
-            elif task_id in self.entries or task_id in self.claims:
+            elif not held and (task_id in self.entries or task_id in self.claims):
                 codes += "L"
             else:
                 codes += "S"
-                del self.parked[task_id]
-                entry.version += 1
-                text = entry.record.split("\n")
-                entry.record = "\n".join([*text[:2], str(entry.version), *text[3:]])
-                self._way(entry)[task_id], self.entries[task_id] = entry.due, entry
-                if silent := self.silent.pop(task_id):
+                due = self.held.pop(task_id) if held else entry.due
+                if not held:
+                    del self.parked[task_id]
+                self._raise_version(entry)
+                self._way(entry)[task_id], self.entries[task_id] = due, entry
+                if not held and (silent := self.silent.pop(task_id)):
                     self.attempts[task_id] = silent
-                lines.append(entry.line(task_id, entry.due))
+                lines.append(entry.line(task_id, due))
         assert answer.decode() == codes
+        if lines:
+            self.done[given["operation"]] = [answer]
         self._write("SCHEDULED", lines)
+
+    def steer(self, given: dict[str, str], answer: list[bytes]) -> None:
+        status, task_id = answer[0], given["task_id"]
+        if self._refuses(given, status):
+            return
+        if given["operation"] in self.done:
+            assert [status, *answer[2:]] == [b"DONE", *self.done[given["operation"]]]
+            return
+        live = self.entries.get(task_id)
+        silent = live is not None and live.damage != "missing" and task_id in self.attempts
+        if task_id in self.claims or silent:
+            assert status == b"TOO_LATE"
+        elif live is None:
+            left = self.gone.get((task_id, int(given["run"])), [])
+            if task_id in self.parked:
+                allowed = {b"QUARANTINED"}
+            elif self._sure(left):
+                allowed = {b"TOO_LATE"}
+            else:
+                allowed = {b"NOT_FOUND", b"TOO_LATE"} if left else {b"NOT_FOUND"}
+            assert status in allowed
+        elif live.damage:
+            assert status == b"DAMAGED"
+        else:
+            assert status == b"DONE"
+            told = self._change(task_id, live, given)
+            assert [int(one) for one in answer[2:]] == told
+
+    def _change(self, task_id: str, entry: Entry, given: dict[str, str]) -> list[int]:
+        """Its new eta, and when it expires."""
+        before, was_held = self.places()[task_id], task_id in self.held
+        at, hold, due = before, was_held, given["due"]
+        if due.startswith("~"):
+            at = max(0, before + int(due[1:]))
+        elif due.startswith("@"):
+            at = int(due[1:])
+        elif due:
+            at = self.now + 1 + int(due[1:]) if int(due[1:]) else self.now
+        if given["hold"]:
+            hold = given["hold"] == "1"
+        told = [at, entry.expires]
+        if due or hold != was_held:
+            self._take_away(task_id)
+            self._raise_version(entry)
+            (self.held if hold else self._way(entry))[task_id] = at
+            call = json.loads(given["data"]).get("call")
+            self._write("HELD" if hold else "SCHEDULED", [entry.line(task_id, at, call)])
+            self.done[given["operation"]] = [str(one).encode() for one in told]
+        return told
 
     # -- the rest -------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +29,10 @@ from hypothesis.stateful import (
 )
 
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.entries import PUBLISHED, Addition, Claimed, EntryId, Record, template_id
+from celery_delay.entries import PUBLISHED, Addition, Claimed, Due, EntryId, Record, template_id
 from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
-from celery_delay.ports import JournalPosition, StaleEpoch
-from celery_delay.states import CancelOutcome
+from celery_delay.ports import Change, JournalPosition, StaleEpoch
+from celery_delay.states import CancelOutcome, State
 from celery_delay.store import additions as store_module
 from celery_delay.store import scripts
 from celery_delay.store.keys import ShardKeys
@@ -51,6 +51,13 @@ TTL = 3_000
 ACTS = [
     "claim", "steal", "claim in vain", "ack", "unknown", "S", "B", "Q",
     "end", "end", "rescue", "rescue", "cancel", "retry", "send again",
+]  # fmt: skip
+#: Instants are told from now.
+CHANGES = [
+    Change(Due(0, True), hold=False), Change(Due(700, True)), Change(Due(-50, False)),
+    Change(Due(3_000, False)), Change(shift_ms=-1_000), Change(shift_ms=400),
+    Change(shift_ms=-(10**14)), Change(hold=True), Change(hold=True), Change(hold=True),
+    Change(Due(900, True), hold=True), Change(),
 ]  # fmt: skip
 LEGAL = {CancelOutcome.CANCELLED, CancelOutcome.NOT_FOUND, CancelOutcome.TOO_LATE}
 
@@ -137,6 +144,8 @@ class StoreMachine(RuleBasedStateMachine):
             self._take_messages()
         elif name == "merge_back" and isinstance(answer, int):
             model.merge_back(answer)
+        elif name == "steer":
+            model.steer(values, answer)
         elif name in ("claim", "ack", "give_back", "rescue", "send_again"):
             self._ran_on_claims(name, values, argv[len(scripts.load(name).arguments) :], answer)
 
@@ -151,7 +160,7 @@ class StoreMachine(RuleBasedStateMachine):
         elif name == "give_back":
             model.give_back(values["token"], rest, answer)
         elif name == "send_again":
-            model.send_again(rest, answer)
+            model.send_again(values, rest, answer)
         elif isinstance(answer, int):
             for task_id in model.rescue(answer):
                 self.silent[task_id, model.entries[task_id].run] += 1
@@ -186,6 +195,8 @@ class StoreMachine(RuleBasedStateMachine):
                     other.move()
                 elif what == "claim":
                     self._claim(other)
+                elif what == "release":
+                    other.send_again(sorted(self.model.held) or [TASKS[0]])
                 else:
                     other.cancel(what, data={"call": "cancel"})
             self.links.plan = plan
@@ -308,6 +319,44 @@ class StoreMachine(RuleBasedStateMachine):
         whole = entry is not None and entry.damage in ("", "payload")
         if entry is not None and whole and not meanwhile and answer.outcome:
             self.promised.add(EntryId(task_id, entry.run))
+
+    # -- whoever steers -------------------------------------------------------------------
+
+    @rule(
+        task_id=tasks,
+        change=st.sampled_from(CHANGES),
+        known=st.booleans(),
+        plan=faults,
+        meanwhile=st.sampled_from([None, None, "move", "claim", "release", *TASKS]),
+    )
+    def steer(
+        self, task_id: str, change: Change, known: bool, plan: list[str], meanwhile: str | None
+    ) -> None:
+        due = change.due
+        if due is not None and not due.is_delay:
+            change = change._replace(due=Due(self.model.now + due.ms, False))
+        runs = [run for one, run in self.handed_off if one == task_id]
+        run = max(runs, default=0) if known else 0
+        self.calls += 1
+        data = {"call": self.calls}
+        self._change(lambda: self.store.steer(task_id, change, run=run, data=data), plan, meanwhile)
+
+    @rule(plan=faults, meanwhile=st.sampled_from([None, "move", "claim", *TASKS]))
+    def release(self, plan: list[str], meanwhile: str | None) -> None:
+        kept = sorted(self.model.held.keys() | self.model.parked.keys())
+        self._change(lambda: self.store.send_again([*kept, TASKS[0]]), plan, meanwhile)
+
+    def _change(self, call: Callable[[], Any], plan: list[str], meanwhile: str | None) -> None:
+        self.links.plan, self.meanwhile = list(plan), meanwhile
+        before = len(self.links.lost)
+        try:
+            call()
+        except OutcomeUnknown:
+            assert set(plan) - {"ok"}
+        finally:
+            self.links.plan, self.meanwhile = [], None
+            # requests that are thought to be lost may be on their way
+            self.late += [(self.model.boot, one) for one in self.links.lost[before:]]
 
     # -- beats ----------------------------------------------------------------------------
 
@@ -478,10 +527,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- damage ---------------------------------------------------------------------------
 
-    @precondition(lambda self: self.model.waiting())
+    @precondition(lambda self: self.model.waiting() | self.model.held)
     @rule(data=st.data(), how=st.sampled_from(["head", "payload", "missing", "codec"]))
     def corrupt_a_record(self, data: st.DataObject, how: str) -> None:
-        task_id = data.draw(st.sampled_from(sorted(self.model.waiting())))
+        task_id = data.draw(st.sampled_from(sorted(self.model.waiting() | self.model.held)))
         entry = self.model.entries[task_id]
         if entry.damage:
             return
@@ -532,14 +581,14 @@ class StoreMachine(RuleBasedStateMachine):
     def _redis_holds_what_the_model_holds(self) -> None:
         model, keys = self.model, self.keys
         with self.raw[0].pipeline(transaction=False) as pipe:
-            for zset in (keys.schedule, keys.outbound, keys.blocked, keys.claims):
+            for zset in (keys.schedule, keys.outbound, keys.blocked, keys.held, keys.claims):
                 pipe.zrange(zset, 0, -1, withscores=True)
             for kept in (keys.claimed, keys.attempts, keys.quarantine):
                 pipe.hgetall(kept)
             pipe.hkeys(keys.entries).hkeys(keys.templates).xlen(keys.journal).keys("*")
             *zsets, claimed, attempts, parked, entries, templates, events, names = pipe.execute()
         untils = {one: claim.until for one, claim in model.claims.items()}
-        expected = [model.schedule, model.outbound, model.blocked, untils]
+        expected = [model.schedule, model.outbound, model.blocked, model.held, untils]
         assert [_scores(one) for one in zsets] == expected
         held = {one.decode(): text.decode() for one, text in claimed.items()}
         assert held == {
@@ -582,7 +631,10 @@ class StoreMachine(RuleBasedStateMachine):
             and (entry.template == "=" or entry.template in self.model.templates)
         }
         assert {one.entry_id.task_id for one in found} == readable
-        waiting = len(self.model.waiting()) + len(self.model.blocked)
+        assert {one.entry_id.task_id for one in found if one.state is State.HELD} == {
+            one for one in readable if one in self.model.held
+        }
+        waiting = len(self.model.places())
         assert self.store.count(after_ms=0, before_ms=10**15) == waiting
 
 
@@ -601,7 +653,7 @@ def _plain(events: list[Any]) -> list[tuple[Any, ...]]:
 
 _NAMES = (
     "add", "cancel", "move", "merge_back", "begin_epoch", "trim", "elect",
-    "claim", "ack", "give_back", "rescue", "send_again",
+    "claim", "ack", "give_back", "rescue", "send_again", "steer",
 )  # fmt: skip
 #: What a script is called by, and its text, on each server → its name.
 _SCRIPTS = {

@@ -6,7 +6,14 @@ from itertools import product
 
 import pytest
 
-from celery_delay.states import LEGAL, CancelOutcome, State
+from celery_delay.states import (
+    LEGAL,
+    CancelOutcome,
+    HoldOutcome,
+    ReleaseOutcome,
+    RescheduleOutcome,
+    State,
+)
 
 
 def test_every_state_has_its_followers_and_a_rank() -> None:
@@ -60,6 +67,9 @@ def test_a_redelivered_message_starts_again() -> None:
     assert State.STARTED.may_become(State.STARTED)
 
 
-def test_an_answer_to_cancel_is_true_only_if_it_never_runs() -> None:
+def test_an_answer_is_true_only_for_success() -> None:
     assert {one.name for one in CancelOutcome if one} == {"CANCELLED"}
+    assert {one.name for one in RescheduleOutcome if one} == {"RESCHEDULED"}
+    assert {one.name for one in HoldOutcome if one} == {"HELD"}
+    assert {one.name for one in ReleaseOutcome if one} == {"RELEASED"}
     assert CancelOutcome.TOO_LATE == "TOO_LATE"

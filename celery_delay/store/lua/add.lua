@@ -1,6 +1,6 @@
 --- Store entries, all of them or none; safe to repeat until their deadline.
--- @include clock journal tombstones records ways claims quarantine out
--- KEYS: mark schedule outbound entries blocked claims claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd wake
+-- @include clock instants journal tombstones records ways places claims quarantine out wake
+-- KEYS: mark schedule outbound entries blocked held claims claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd wake
 -- ARGV: now:int:ms window:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates leader_grace:int:ms rest:*
 --   leader_grace  nothing is added when the leader's last sign of life is older; 0 for any age
 --   rest = template_count x (id, text), then per entry
@@ -11,8 +11,6 @@
 --   leader_age_ms is -1 when no leader has ever been seen
 
 now = time_ms(now)
--- the delay of a countdown starts at the end of the current millisecond: never early
-local start = now + 1
 
 local given = {}
 for i = 1, template_count do
@@ -28,13 +26,9 @@ for i = 2 * template_count + 1, #rest, 4 do
   if now > tonumber(deadline) then
     return { 'LATE', text(now) }
   end
-  local due = tonumber(string.sub(rest[i + 1], 2))
-  if string.sub(rest[i + 1], 1, 1) == '+' then
-    due = due == 0 and now or start + due
-  end
   ids[#ids + 1] = rest[i]
   entries_given[#entries_given + 1] = {
-    id = rest[i], run = tonumber(run), version = tonumber(version), due = due,
+    id = rest[i], run = tonumber(run), version = tonumber(version), due = due_at(rest[i + 1]),
     record = rest[i + 2], payload = payload, story = rest[i + 3],
     -- a run that the producer drew, instead of the one that follows a known run
     drawn = tonumber(deadline) - tonumber(run) == window,
@@ -50,8 +44,7 @@ for i, entry in ipairs(entries_given) do
   seen[entry.id] = true
   entry.code = 'A'
   local _, refused_run = cancelled(entry.id)
-  local score = live[i]
-    and (eta_of(entry.id) or redis.call('ZSCORE', blocked, entry.id))
+  local score = live[i] and eta_of(entry.id)
   local eta_out, out = read_out(entry.id, score, live[i])
   local _, _, run_out = read_head(out or '')
   if run_out and tonumber(run_out) + 1 == entry.run and not entry.drawn then
@@ -170,9 +163,9 @@ for i, entry in ipairs(entries_given) do
     end
   end
 end
-for _, place in ipairs(#added > 0 and { schedule, outbound, blocked } or {}) do
+if #added > 0 then
   -- an entry that takes another's place may go another way
-  redis.call('ZREM', place, unpack(added))
+  take_away(unpack(added))
 end
 for way, pairs_of_way in pairs(scores) do
   if #pairs_of_way > 0 then
@@ -189,8 +182,6 @@ if #refused > 0 then
   write_journal('CANCELLED', refused)
 end
 if is_earlier then
-  -- a list of at most one token: kept until the leader looks, taken by one taker
-  redis.call('LPUSH', wake, '1')
-  redis.call('LTRIM', wake, 0, 0)
+  wake_leader()
 end
 return { 'OK', text(now), table.concat(codes), text(leader_age), unpack(dues) }

@@ -1,7 +1,7 @@
 --- Take an entry out, or make sure that it cannot come any more.
--- @include clock journal tombstones records quarantine ways
+-- @include clock journal tombstones records quarantine places
 -- @allow-oom
--- KEYS: mark schedule outbound entries blocked claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd
+-- KEYS: mark schedule outbound entries blocked held claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int deadline:int:ms task_id:str run:int data:str
 --   epoch     0: any
 --   deadline  until when this call may be repeated; an attempt that arrives later does nothing
@@ -25,7 +25,7 @@ if redis.call('HEXISTS', claimed, task_id) == 1
 end
 local found, refused_before = cancelled(task_id)
 local refused = math.max(now, run, refused_before)
-local due = eta_of(task_id) or redis.call('ZSCORE', blocked, task_id)
+local due = eta_of(task_id)
 local parked, silent = false, 0
 if not record and not due then
   due, record, silent = read_parked(task_id)
@@ -34,9 +34,7 @@ end
 if record or due then
   record = record or ''
   local _, digest, live_run, version, _, _, payload = read_head(record)
-  redis.call('ZREM', schedule, task_id)
-  redis.call('ZREM', outbound, task_id)
-  redis.call('ZREM', blocked, task_id)
+  take_away(task_id)
   redis.call('HDEL', entries, task_id)
   if parked then
     redis.call('HDEL', quarantine, task_id)

@@ -1,5 +1,5 @@
 --- Fire one occurrence: advance the schedule's cursor and add its entry, in one step.
--- @include clock journal records ways
+-- @include clock instants journal records ways wake
 -- @allow-oom
 -- KEYS: mark lease schedules occurrences schedule outbound entries claimed templates template_uses journal wake
 -- ARGV: now:int:ms journal_max:int:events epoch:int term:int name:str expected:int:ms cursor:int:ms next:int:ms rest:*
@@ -37,10 +37,7 @@ end
 if id then
   local _, _, run, version, _, _, payload = read_head(record)
   local way = schedule_of(payload)
-  local at = tonumber(string.sub(due, 2))
-  if string.sub(due, 1, 1) == '+' then
-    at = at == 0 and now or now + 1 + at
-  end
+  local at = due_at(due)
   local head = redis.call('ZRANGE', way, 0, 0, 'WITHSCORES')
   redis.call('HSETNX', templates, template, body)
   redis.call('HINCRBY', template_uses, template, 1)
@@ -48,8 +45,7 @@ if id then
   redis.call('HSET', entries, id, record)
   write_journal('SCHEDULED', { id .. '\t' .. run .. '\t' .. version .. '\t' .. text(at) .. '\t' .. story })
   if at < (tonumber(head[2]) or math.huge) then
-    redis.call('LPUSH', wake, '1')
-    redis.call('LTRIM', wake, 0, 0)
+    wake_leader()
   end
 end
 return 'OK'

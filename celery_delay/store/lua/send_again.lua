@@ -1,43 +1,65 @@
---- Return quarantined entries to their schedule, as an operator asks.
--- @include clock journal records quarantine ways
+--- Return entries to their schedule that an operator held, or that could not be handed off.
+-- @include clock journal tombstones records quarantine ways places wake
 -- @allow-oom
--- KEYS: mark schedule outbound entries claimed attempts quarantine templates template_uses journal wake
--- ARGV: now:int:ms journal_max:int:events rest:*
+-- KEYS: mark schedule outbound entries blocked held claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd wake
+-- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int deadline:int:ms operation:str data:str rest:*
+--   epoch      0: any
+--   deadline   until when this call may be repeated; an attempt that arrives later does nothing
+--   operation  names this call; a repeat gets the answer of the first attempt
+--   data       who and why, as JSON, for the journal
 --   rest = task ids
--- RETURNS: one letter per id: S scheduled, N not in quarantine, D damaged (it stays),
---   L another entry of this id is live (it stays)
+-- RETURNS: EPOCH | LATE | one letter per id: S scheduled, N neither held nor in quarantine,
+--   D damaged (it stays), L another entry of this id is live (it stays)
 
 now = time_ms(now)
+if epoch > 0 and tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
+  return 'EPOCH'
+end
+if now > deadline then
+  return 'LATE'
+end
+local answered = buried('o/' .. operation)[1]
+if answered then
+  return answered
+end
 local codes, lines = {}, {}
 for i, id in ipairs(rest) do
-  local eta, record, silent = read_parked(id)
-  local codec, digest, run, version, deadline, expires, payload = read_head(record or '')
+  local eta, record, silent = redis.call('ZSCORE', held, id), nil, 0
+  local is_held = eta ~= false
+  if is_held then
+    record = redis.call('HGET', entries, id)
+  else
+    eta, record, silent = read_parked(id)
+  end
+  local _, _, run, _, _, _, payload = read_head(record or '')
   local template = payload and template_of(payload)
-  if not record then
+  local changed, version = next_version(record or '')
+  if not record and not is_held then
     codes[i] = 'N'
-  elseif codec ~= CODEC or not is_whole(payload, digest)
-    or (string.sub(template, 1, 1) ~= '=' and redis.call('HEXISTS', templates, template) == 0) then
+  elseif not changed or (string.sub(template, 1, 1) ~= '='
+    and redis.call('HEXISTS', templates, template) == 0) then
     codes[i] = 'D'
-  elseif eta_of(id) or redis.call('HEXISTS', entries, id) == 1
-    or redis.call('HEXISTS', claimed, id) == 1 then
+  elseif not is_held and (eta_of(id) or redis.call('HEXISTS', entries, id) == 1
+    or redis.call('HEXISTS', claimed, id) == 1) then
     codes[i] = 'L'
   else
     codes[i] = 'S'
-    version = text(tonumber(version) + 1)
-    record = codec .. ' ' .. digest .. '\n' .. run .. '\n' .. version .. '\n' .. deadline .. '\n'
-      .. expires .. '\n' .. payload
-    redis.call('HDEL', quarantine, id)
-    redis.call('HSET', entries, id, record)
+    redis.call('ZREM', held, id)
+    if not is_held then
+      redis.call('HDEL', quarantine, id)
+    end
+    redis.call('HSET', entries, id, changed)
     if silent > 0 then
       redis.call('HSET', attempts, id, text(silent))
     end
     redis.call('ZADD', schedule_of(payload), eta, id)
-    lines[#lines + 1] = id .. '\t' .. run .. '\t' .. version .. '\t' .. eta .. '\t{}'
+    lines[#lines + 1] = id .. '\t' .. run .. '\t' .. version .. '\t' .. eta .. '\t' .. data
   end
 end
+local answer = table.concat(codes)
 if #lines > 0 then
-  redis.call('LPUSH', wake, '1')
-  redis.call('LTRIM', wake, 0, 0)
+  bury('o/' .. operation, answer)
+  wake_leader()
 end
 write_journal('SCHEDULED', lines)
-return table.concat(codes)
+return answer

@@ -32,3 +32,14 @@ local function release_template(payload)
     redis.call('HINCRBY', template_uses, id, -1)
   end
 end
+
+local function next_version(record)
+  -- returns: the record as its next version, and that version, as text; or nil
+  local codec, digest, run, version, deadline, expires, payload = read_head(record)
+  if codec ~= CODEC or not is_whole(payload, digest) then
+    return nil
+  end
+  version = string.format('%.0f', tonumber(version) + 1)
+  local head = { codec .. ' ' .. digest, run, version, deadline, expires, payload }
+  return table.concat(head, '\n'), version
+end

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from celery_delay.entries import EntryId
     from celery_delay.exceptions import DelayError
     from celery_delay.result import DelayedResult
-    from celery_delay.states import CancelOutcome, State
+    from celery_delay.states import (
+        CancelOutcome,
+        HoldOutcome,
+        ReleaseOutcome,
+        RescheduleOutcome,
+        State,
+    )
 
 __version__ = "0.1.0"
 
@@ -25,6 +31,9 @@ __all__ = [
     "DelayError",
     "DelayedResult",
     "EntryId",
+    "HoldOutcome",
+    "ReleaseOutcome",
+    "RescheduleOutcome",
     "Scheduler",
     "State",
     "install",
@@ -36,6 +45,9 @@ _HOMES = {
     "DelayError": "exceptions",
     "DelayedResult": "result",
     "EntryId": "entries",
+    "HoldOutcome": "states",
+    "ReleaseOutcome": "states",
+    "RescheduleOutcome": "states",
     "Scheduler": "beat",
     "State": "states",
     "install": "app",

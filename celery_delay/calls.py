@@ -19,7 +19,6 @@ from celery_delay.collection import OPTION, Call, collecting
 from celery_delay.entries import Due
 from celery_delay.envelope import check_task_id, warn_if_dead_on_arrival
 from celery_delay.exceptions import NotInstalled
-from celery_delay.instants import due_of
 from celery_delay.ports import Added
 from celery_delay.result import DelayedResult, EagerDelayedResult
 from celery_delay.shapes import is_plain, learn, recipe_for
@@ -63,15 +62,8 @@ def require(app: Any) -> Any:
 
 def due_for(app: Any, countdown: Any, eta: Any, tz: Any) -> Due:
     """When a call on *app* is due; see :func:`~celery_delay.instants.due_of` for errors."""
-    delayed = require(app)
-    return due_of(
-        countdown=countdown,
-        eta=eta,
-        tz=tz,
-        app_timezone=app.timezone,
-        naive_eta=delayed.settings.naive_eta,
-        now_ms=round(delayed.clock.wall() * 1000),
-    )
+    due: Due = require(app).due(countdown, eta, tz)
+    return due
 
 
 def apply_delayed(

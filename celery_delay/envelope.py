@@ -34,6 +34,7 @@ __all__ = [
     "published",
     "shape_of",
     "warn_if_dead_on_arrival",
+    "warn_if_expired",
 ]
 
 logger = logging.getLogger(__name__)
@@ -204,11 +205,16 @@ def check_size(size: int, settings: Settings) -> None:
 def warn_if_dead_on_arrival(addition: Addition, clock: Clock) -> None:
     """Log that *addition* expires before it is due."""
     due_ms = addition.due.ms + (clock.wall() * 1000 if addition.due.is_delay else 0)
-    if 0 < addition.expires_ms <= due_ms:
+    warn_if_expired(addition.entry_id.task_id, addition.expires_ms, due_ms)
+
+
+def warn_if_expired(task_id: str, expires_ms: int, due_ms: float) -> None:
+    """Log that a task expires before it is due; *expires_ms* is 0 for never."""
+    if 0 < expires_ms <= due_ms:
         logger.warning(
             "%s expires before it is due: `expires` counts from the call, not from the eta",
-            addition.entry_id.task_id,
-            extra={"event": "expires_before_eta", "task_id": addition.entry_id.task_id},
+            task_id,
+            extra={"event": "expires_before_eta", "task_id": task_id},
         )
 
 

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from celery_delay.clock import to_ms
 from celery_delay.entries import Due
 
-__all__ = ["due_of"]
+__all__ = ["due_of", "shift_of"]
 
 #: 9999-12-31T23:59:59Z; what datetime and the result's eta can still say.
 _LAST_MS = 253_402_300_799_000
@@ -44,13 +44,14 @@ def due_of(
     if countdown is not None and eta is not None:
         raise ValueError("countdown and eta were both given: give one of them")
     if eta is not None:
-        due = Due(to_ms(_aware(_datetime(eta), tz, app_timezone, naive_eta)), False)
+        at_ms = to_ms(_aware(_datetime(eta), tz, app_timezone, naive_eta))
+        due = Due(max(0, at_ms), False)
         last = _LAST_MS
         name, value = "eta", eta
     elif countdown is not None:
         if tz is not None:
             raise ValueError("tz says how a naive eta is read; it has no meaning with countdown")
-        due = Due(max(0, _milliseconds(countdown)), True)
+        due = Due(max(0, _milliseconds("countdown", countdown)), True)
         last = _LAST_MS - now_ms
         name, value = "countdown", countdown
     else:
@@ -60,17 +61,32 @@ def due_of(
     return due
 
 
-def _milliseconds(countdown: Any) -> int:
-    if isinstance(countdown, timedelta):
-        return -(-countdown // timedelta(milliseconds=1))
+def shift_of(by: Any) -> int:
+    """By how many milliseconds an eta moves.
+
+    Arguments:
+        by: seconds as a number, or a timedelta; negative: earlier.
+
+    Raises:
+        TypeError, ValueError: it is no span, or longer than time itself.
+    """
+    shift_ms = _milliseconds("by", by)
+    if abs(shift_ms) > _LAST_MS:
+        raise ValueError(f"by={by!r} is beyond the year 9999")
+    return shift_ms
+
+
+def _milliseconds(name: str, given: Any) -> int:
+    if isinstance(given, timedelta):
+        return -(-given // timedelta(milliseconds=1))
     # Decimal is no Real, but a number of seconds none the less
-    if isinstance(countdown, bool) or not isinstance(countdown, (Real, Decimal)):
-        raise TypeError(f"countdown must be a number of seconds or a timedelta, not {countdown!r}")
-    seconds: Any = countdown
+    if isinstance(given, bool) or not isinstance(given, (Real, Decimal)):
+        raise TypeError(f"{name} must be a number of seconds or a timedelta, not {given!r}")
+    seconds: Any = given
     try:
         milliseconds: int = math.ceil(seconds * 1000)
     except (ArithmeticError, ValueError):
-        raise ValueError(f"countdown must be finite, not {countdown!r}") from None
+        raise ValueError(f"{name} must be finite, not {given!r}") from None
     return milliseconds
 
 

@@ -6,16 +6,13 @@ Everything here ends in one script per entry, whose answer is final.
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from typing import Any
 
 from celery_delay.entries import Addition, StoredEntry
 from celery_delay.ports import Added, Ending
 from celery_delay.result import DelayedResult
-from celery_delay.results import ResultBackend
-from celery_delay.settings import Settings
-from celery_delay.states import CancelOutcome, ReleaseOutcome, State
-from celery_delay.store.keys import shard_of
-from celery_delay.store.redis import RedisStore
+from celery_delay.states import CancelOutcome, State
+from celery_delay.steering import Steering
 
 __all__ = ["Operations"]
 
@@ -24,31 +21,11 @@ logger = logging.getLogger(__name__)
 #: ``list`` is a method's name below.
 _Entries = list[StoredEntry]
 
-#: eta of the earliest and the latest entry there can be, in ms.
-_ALL_TIMES = {"after_ms": 0, "before_ms": 253_402_300_800_000}
-#: The letters of ``send_again.lua``.
-_RELEASES = {
-    "S": ReleaseOutcome.RELEASED,
-    "N": ReleaseOutcome.NOT_FOUND,
-    "D": ReleaseOutcome.DAMAGED,
-    "L": ReleaseOutcome.CONFLICT,
-}
+#: eta of the latest entry there can be, in ms.
+_LAST_MS = 253_402_300_800_000
 
 
-class _Parts(Protocol):
-    app: Any
-
-    @property
-    def settings(self) -> Settings: ...
-
-    @property
-    def shards(self) -> tuple[RedisStore, ...]: ...
-
-    @property
-    def results(self) -> ResultBackend: ...
-
-
-class Operations(_Parts):
+class Operations(Steering):
     """The part of ``app.delayed`` that works on entries; the composition root adds the rest."""
 
     # -- one task -----------------------------------------------------------------------
@@ -71,8 +48,7 @@ class Operations(_Parts):
                 that has left the store long ago more exact.
             reason: goes to the audit and into the exception that ``get()`` raises.
         """
-        data = {"by": self.app.oid, "reason": reason} if reason else {"by": self.app.oid}
-        outcome, entry = self._shard(task_id).cancel(task_id, run=run, data=data)
+        outcome, entry = self._shard(task_id).cancel(task_id, run=run, data=self._who(reason))
         if entry is not None:
             self.results.end(self._ending(entry, reason or "cancelled"))
             self._tell_monitors(task_id)
@@ -86,54 +62,40 @@ class Operations(_Parts):
 
     # -- many tasks ---------------------------------------------------------------------
 
-    def list(self, *, limit: int = 100, **between: int) -> _Entries:
+    def list(
+        self,
+        *,
+        limit: int = 100,
+        state: str | None = None,
+        after_ms: int = 0,
+        before_ms: int = _LAST_MS,
+    ) -> _Entries:
         """Live entries, the earliest eta first.
 
         Arguments:
             limit: how many at most.
+            state: only those that are ``SCHEDULED``, or only those that are ``HELD``.
             after_ms, before_ms: bounds of their eta.
         """
-        bounds = {**_ALL_TIMES, **between}
+        wanted = State(state) if state is not None else None
         found = [
-            one for shard in self.shards for one in shard.between(**bounds, limit=limit, offset=0)
+            one
+            for shard in self.shards
+            for one in shard.between(
+                after_ms=after_ms, before_ms=before_ms, limit=limit, offset=0, state=wanted
+            )
         ]
         return sorted(found, key=lambda one: one.eta_ms)[:limit]
 
-    def count(self, **between: int) -> int:
+    def count(
+        self, *, state: str | None = None, after_ms: int = 0, before_ms: int = _LAST_MS
+    ) -> int:
         """How many entries are live, with the same bounds as :meth:`list`."""
-        bounds = {**_ALL_TIMES, **between}
-        return sum(shard.count(**bounds) for shard in self.shards)
-
-    def release(self, *task_ids: str) -> dict[str, ReleaseOutcome]:
-        """Send quarantined entries again: back into the schedule, and due as they were.
-
-        What kept them from their queue should be mended first; ``celery delay status`` says
-        what it was.
-
-        Returns:
-            What became of each id.
-
-        Raises:
-            StoreUnavailable: some may have been released; calling again tells.
-        """
-        answers: dict[str, ReleaseOutcome] = {}
-        for shard in self.shards:
-            mine = [one for one in task_ids if shard.keys.has(one, self.settings.shards)]
-            if mine:
-                letters = shard.send_again(mine)
-                answers |= {one: _RELEASES[code] for one, code in zip(mine, letters, strict=True)}
-        return {one: answers[one] for one in task_ids}
-
-    def quarantined(self) -> dict[str, str]:
-        """Task id → why, of the entries that cannot be handed off."""
-        return {task_id: why for one in self.shards for task_id, why in one.quarantined().items()}
-
-    def now_ms(self) -> int:
-        """The store's clock, in ms."""
-        return self.shards[0].now_ms()
-
-    def _shard(self, task_id: str) -> RedisStore:
-        return self.shards[shard_of(task_id, self.settings.shards)]
+        wanted = State(state) if state is not None else None
+        return sum(
+            shard.count(after_ms=after_ms, before_ms=before_ms, state=wanted)
+            for shard in self.shards
+        )
 
     def _tell_monitors(self, task_id: str) -> None:
         """Let Flower know, which learnt of the task by its task-sent event."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta, tzinfo
 from typing import Any, Protocol
 
 from celery.result import AsyncResult, EagerResult
 
 from celery_delay.clock import from_ms
-from celery_delay.entries import EntryId, StoredEntry
-from celery_delay.ports import Added
-from celery_delay.states import CancelOutcome, State, seen_by_backend
+from celery_delay.entries import Due, EntryId, StoredEntry
+from celery_delay.ports import Added, Change, Steered
+from celery_delay.states import (
+    CancelOutcome,
+    HoldOutcome,
+    ReleaseOutcome,
+    RescheduleOutcome,
+    State,
+    seen_by_backend,
+)
 
 __all__ = ["DelayedResult", "EagerDelayedResult"]
 
@@ -25,6 +32,20 @@ class Delayer(Protocol):
     def cancel(
         self, task_id: str, *, run: int = 0, eta_ms: int | None = None, reason: str | None = None
     ) -> CancelOutcome: ...
+
+    def change(self, *, countdown: Any, eta: Any, by: Any, tz: Any) -> Change: ...
+
+    def steer(
+        self,
+        task_id: str,
+        change: Change,
+        reason: str | None,
+        *,
+        run: int = 0,
+        eta_ms: int | None = None,
+    ) -> Steered: ...
+
+    def release(self, *task_ids: str, reason: str | None = None) -> dict[str, ReleaseOutcome]: ...
 
 
 class DelayedResult(AsyncResult):
@@ -65,7 +86,8 @@ class DelayedResult(AsyncResult):
     def eta(self) -> datetime | None:
         """When the task is due: an aware UTC datetime.
 
-        Made from a task id alone, the result asks the store: ``None`` once the task has left it.
+        It is what this object has last heard: a change by somebody else is not seen.  Made from
+        a task id alone, the result asks the store: ``None`` once the task has left it.
         """
         if self._eta_ms is None:
             entry = self._delayed.get(self.id)
@@ -78,8 +100,9 @@ class DelayedResult(AsyncResult):
 
         ``None``: neither knows the task.  The audit (``celery delay show``) knows more.
         """
-        if self._delayed.get(self.id) is not None:
-            return State.SCHEDULED
+        entry = self._delayed.get(self.id)
+        if entry is not None:
+            return entry.state
         seen = seen_by_backend(self.state)
         if seen is None and self._eta_ms is not None and self._delayed.now_ms() >= self._eta_ms:
             return State.DISPATCHED
@@ -100,6 +123,81 @@ class DelayedResult(AsyncResult):
         return self._delayed.cancel(
             self.id, run=self.entry_id.run, eta_ms=self._eta_ms, reason=reason
         )
+
+    def reschedule(
+        self,
+        *,
+        countdown: float | timedelta | None = None,
+        eta: datetime | str | None = None,
+        by: float | timedelta | None = None,
+        tz: str | tzinfo | None = None,
+        reason: str | None = None,
+    ) -> RescheduleOutcome:
+        """Give the task another eta while it waits.  One that is held stays held.
+
+        Arguments:
+            countdown: seconds from now, counted by Redis' clock: a number or a timedelta.
+            eta: an aware datetime, ISO 8601 text, or a naive datetime, which is read in *tz* or
+                as ``delay_naive_eta`` says.
+            by: seconds by which the eta moves, or a timedelta; negative: earlier.
+            tz: zone of a naive *eta*.
+            reason: goes to the audit.
+
+        Returns:
+            RESCHEDULED: of several calls, the last accepted one counts.
+            TOO_LATE: it has been handed to its queue, or is on its way there.
+            NOT_FOUND, QUARANTINED, DAMAGED: see :class:`RescheduleOutcome`; nothing has changed.
+
+        Raises:
+            TypeError, ValueError: about the argument they name.
+            StoreUnavailable: Redis could not be reached; nothing has changed.
+            OutcomeUnknown: no answer came in ``delay_add_window``.  With *countdown* or *eta*
+                call again; with *by* look at the eta first, which may have moved.
+        """
+        change = self._delayed.change(countdown=countdown, eta=eta, by=by, tz=tz)
+        return self._steer(change, reason).outcome(RescheduleOutcome.RESCHEDULED)
+
+    def run_now(self, reason: str | None = None) -> RescheduleOutcome:
+        """Make the task due at once, also if it is held.  The answers are ``reschedule``'s.
+
+        Raises:
+            StoreUnavailable, OutcomeUnknown: as :meth:`cancel`.
+        """
+        change = Change(Due(0, True), hold=False)
+        return self._steer(change, reason).outcome(RescheduleOutcome.RESCHEDULED)
+
+    def hold(self, reason: str | None = None) -> HoldOutcome:
+        """Keep the task back until it is released, whatever its eta.
+
+        Its ``expires`` goes on counting: a task that is released after it is EXPIRED.
+
+        Returns:
+            HELD: it does not run before :meth:`release` or :meth:`run_now`.
+            TOO_LATE: it has been handed to its queue, or is on its way there; it may run.
+            NOT_FOUND, QUARANTINED, DAMAGED: see :class:`HoldOutcome`; nothing has changed.
+
+        Raises:
+            StoreUnavailable, OutcomeUnknown: as :meth:`cancel`.
+        """
+        return self._steer(Change(hold=True), reason).outcome(HoldOutcome.HELD)
+
+    def release(self, reason: str | None = None) -> ReleaseOutcome:
+        """Let the task go, whether it was held or is quarantined: it is due as it was.
+
+        One that is overdue by then runs at once.
+
+        Raises:
+            StoreUnavailable, OutcomeUnknown: as :meth:`cancel`.
+        """
+        return self._delayed.release(self.id, reason=reason)[self.id]
+
+    def _steer(self, change: Change, reason: str | None) -> Steered:
+        steered = self._delayed.steer(
+            self.id, change, reason, run=self.entry_id.run, eta_ms=self._eta_ms
+        )
+        if steered.is_done:
+            self._eta_ms = steered.eta_ms
+        return steered
 
     @property
     def _delayed(self) -> Delayer:
@@ -127,3 +225,19 @@ class EagerDelayedResult(EagerResult):
     def cancel(self, reason: str | None = None) -> CancelOutcome:
         """Always TOO_LATE."""
         return CancelOutcome.TOO_LATE
+
+    def reschedule(self, *, reason: str | None = None, **when: Any) -> RescheduleOutcome:
+        """Always TOO_LATE."""
+        return RescheduleOutcome.TOO_LATE
+
+    def run_now(self, reason: str | None = None) -> RescheduleOutcome:
+        """Always TOO_LATE."""
+        return RescheduleOutcome.TOO_LATE
+
+    def hold(self, reason: str | None = None) -> HoldOutcome:
+        """Always TOO_LATE."""
+        return HoldOutcome.TOO_LATE
+
+    def release(self, reason: str | None = None) -> ReleaseOutcome:
+        """Always NOT_FOUND: it is not kept back."""
+        return ReleaseOutcome.NOT_FOUND

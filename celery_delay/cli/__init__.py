@@ -20,6 +20,9 @@ _VERBS: Mapping[str, str] = {
     "show": "story",
     "history": "story",
     "cancel": "acting",
+    "reschedule": "steering",
+    "run-now": "steering",
+    "hold": "steering",
     "release": "releasing",
     "status": "status",
     "leader": "status",
@@ -35,15 +38,17 @@ class _Verbs(click.Group):
         if cmd_name not in _VERBS:
             return None
         module = import_module(f"{__name__}.{_VERBS[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
 
-@click.command(cls=_Verbs, short_help="Look at delayed tasks, cancel them, see what is wrong.")
+@click.command(
+    cls=_Verbs, short_help="Look at delayed tasks, change or cancel them, see what is wrong."
+)
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 def delay(ctx: click.Context) -> None:
-    """Look at delayed tasks, cancel them, and see what is wrong.
+    """Look at delayed tasks, change or cancel them, and see what is wrong.
 
     \b
     What waits:         celery -A proj delay list

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from celery_delay.cli.answers import ask, known_ids, remembered, tell, was_handed_off
 from celery_delay.cli.audit import open_audit, shard_reports
-from celery_delay.cli.output import STATE_STYLES, Output
-from celery_delay.cli.verb import NO, UNAVAILABLE, YES, option, say_error, verb
+from celery_delay.cli.output import Output
+from celery_delay.cli.verb import NO, YES, option, verb
 from celery_delay.exceptions import (
     DelayError,
-    OutcomeUnknown,
     SchemaOutdated,
     StoreUnavailable,
 )
@@ -25,7 +25,6 @@ __all__ = ["cancel_command", "migrate_command"]
 
 # --- cancel ------------------------------------------------------------------------------
 
-_HANDED_OFF = frozenset(one.value for one in State if one.rank >= State.DISPATCHED.rank)
 _MEANING: Mapping[CancelOutcome, str] = {
     CancelOutcome.CANCELLED: "it never runs",
     CancelOutcome.TOO_LATE: "it was handed to its queue: `celery control revoke` tells the workers",
@@ -57,65 +56,18 @@ def cancel_command(
     The exit code is 0 if all are CANCELLED, 69 if Redis gave no answer for one of them (ask
     again: cancelling is safe to repeat), else 1.
     """
-    if not all(task_ids):
-        raise click.UsageError("an ID is empty")
-    answers = [_cancel(delayed, one, reason) for one in dict.fromkeys(task_ids)]
-    cancelled = sum(one["outcome"] == CancelOutcome.CANCELLED.value for one in answers)
-    if out.as_json:
-        out.document({"cancelled": cancelled, "answers": answers})
-    else:
-        out.table(
-            ["task id", "answer", "meaning"],
-            [[one["task_id"], one["outcome"], one["meaning"]] for one in answers],
-            styles={**STATE_STYLES, "CANCELLED": "green", "TOO_LATE": "red", "NOT_FOUND": "yellow"},
-        )
-    failures = list(dict.fromkeys(one["error"] for one in answers if one["error"]))
-    for failure in failures:
-        say_error(failure)
-    if failures:
-        return UNAVAILABLE
-    return YES if cancelled == len(answers) else NO
 
-
-def _cancel(delayed: CeleryDelay, task_id: str, reason: str | None) -> dict[str, Any]:
-    """The document of one answer; those before and after it count all the same."""
-    outcome, error = None, None
-    try:
+    def cancel(task_id: str) -> CancelOutcome:
         outcome = delayed.cancel(task_id, reason=reason)
         if outcome is CancelOutcome.NOT_FOUND:
-            outcome = _remembered(delayed, task_id)
-        meaning = _MEANING[outcome]
-    except StoreUnavailable as exc:
-        error, meaning = str(exc), "nothing has changed"
-    except OutcomeUnknown as exc:
-        error, meaning = f"no answer from Redis: {exc.reason}", "unknown; ask again"
-    return {
-        "task_id": task_id,
-        "outcome": outcome.value if outcome is not None else None,
-        "meaning": meaning,
-        "error": error,
-    }
+            state = remembered(delayed, task_id)
+            if state == State.CANCELLED.value:
+                return CancelOutcome.CANCELLED
+            if was_handed_off(state):
+                return CancelOutcome.TOO_LATE
+        return outcome
 
-
-def _remembered(delayed: CeleryDelay, task_id: str) -> CancelOutcome:
-    """The answer for a task that does not wait, by what the audit knows of it.
-
-    Redis forgets a task with its hand-off, and the result backend hears of it from the worker
-    at its end: in between, only the audit can tell TOO_LATE from NOT_FOUND.
-    """
-    if not delayed.settings.has_database:
-        return CancelOutcome.NOT_FOUND
-    try:
-        known = open_audit(delayed).task(task_id)
-    except DelayError:
-        return CancelOutcome.NOT_FOUND
-    state = known.state if known is not None else None
-    if state == State.CANCELLED.value:
-        return CancelOutcome.CANCELLED
-    # SCHEDULED: so it was when that was drained, and it waits no more
-    if state == State.SCHEDULED.value or state in _HANDED_OFF:
-        return CancelOutcome.TOO_LATE
-    return CancelOutcome.NOT_FOUND
+    return tell(out, ask(known_ids(task_ids), cancel, _MEANING), CancelOutcome.CANCELLED)
 
 
 # --- migrate -----------------------------------------------------------------------------

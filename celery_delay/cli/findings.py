@@ -146,15 +146,23 @@ def _entries(shard: ShardReport, leading: str) -> Iterator[Finding]:
             " a list stands where the queue should be (rename or delete it); a record of an"
             " unknown version needs beats of the newer release",
         )  # fmt: skip
+    if shard.held:
+        yield Finding(
+            "note", "held", number,
+            f"{shard.held} tasks of shard {number} are held: they do not run, whatever their eta",
+            "see which: `list --state HELD`; who held them and why: `history ID`; let them go:"
+            " `release ID…`",
+        )  # fmt: skip
     if shard.quarantined:
         yield Finding(
             "problem", "quarantined", number,
             f"{shard.quarantined} tasks of shard {number} cannot be handed off and are parked: "
             + _listed(f"{why} ({_listed(ids)})" for why, ids in shard.quarantined_reasons.items()),
             "they do not run by themselves: `history ID` tells what they were. Where a queue or"
-            " exchange was missing, make it and send them again: `release ID…` or `release --all`;"
-            " `cancel ID` clears them away. A damaged record cannot be sent: schedule the task"
-            " anew, and ask who else writes to this Redis (another program, an eviction)",
+            " exchange was missing, make it and send them again: `release ID…` or `release --all"
+            " --state QUARANTINED`; `cancel ID` clears them away. A damaged record cannot be sent:"
+            " schedule the task anew, and ask who else writes to this Redis (another program, an"
+            " eviction)",
         )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["list_command"]
 
-_WAITING = State.SCHEDULED.value
+#: What Redis knows of; the audit knows of all.
+_WAITING = (State.SCHEDULED.value, State.HELD.value)
 
 
 @verb("list")
@@ -30,7 +31,7 @@ _WAITING = State.SCHEDULED.value
 @option("--before", type=INSTANT, help="Only with an eta up to then.")
 @option("--task", help="Only of this registered name.")
 @option("--queue", help="Only for this queue.")
-@option("--state", "states", multiple=True, default=[_WAITING], show_default=True,
+@option("--state", "states", multiple=True, default=_WAITING, show_default=True,
         type=click.Choice([one.value for one in State], case_sensitive=False),
         help="Only in this state; may be repeated.")  # fmt: skip
 def list_command(
@@ -62,19 +63,26 @@ def list_command(
     empty list.
     """
     states = list(dict.fromkeys(one.upper() for one in states))
-    asks_redis = _WAITING in states or any(one and one.is_delay for one in (after, before))
+    waiting = set(states) <= set(_WAITING)
+    asks_redis = bool(set(states) & set(_WAITING)) or any(
+        one and one.is_delay for one in (after, before)
+    )
     now_ms = delayed.now_ms() if asks_redis else None
     bounds = _bounds(now_ms or 0, after_ms=after, before_ms=before)
-    if states == [_WAITING] and task is None and queue is None:
-        rows = [_stored_row(one, now_ms) for one in delayed.list(limit=limit, **bounds)]
-        document = _document("store", rows, now_ms, total=delayed.count(**bounds))
+    if waiting and task is None and queue is None:
+        state = states[0] if len(states) == 1 else None
+        found_now = delayed.list(limit=limit, state=state, **bounds)
+        rows = [_stored_row(one, now_ms) for one in found_now]
+        document = _document("store", rows, now_ms, total=delayed.count(state=state, **bounds))
     else:
         lag_ms = audit_lag(delayed)  # before the rows: they are at least that fresh
         found = open_audit(delayed).tasks(
             states=states, name=task, queue=queue, limit=limit,
-            latest_first=_WAITING not in states, **bounds,
+            latest_first=not set(states) & set(_WAITING), **bounds,
         )  # fmt: skip
-        rows = [row for one in found if (row := _checked_row(delayed, one, now_ms)) is not None]
+        rows = [
+            row for one in found if (row := _checked_row(delayed, one, now_ms, states)) is not None
+        ]
         document = _document("audit", rows, now_ms, lag_ms=lag_ms)
     if out.as_json:
         out.document(document)
@@ -110,14 +118,18 @@ def _document(
 
 def _stored_row(one: StoredEntry, now_ms: int | None) -> dict[str, Any]:
     task_id, run = one.entry_id
-    return _row(task_id, run, _WAITING, one.task, one.queue, one.eta_ms, now_ms)
+    return _row(task_id, run, one.state.value, one.task, one.queue, one.eta_ms, now_ms)
 
 
-def _checked_row(delayed: CeleryDelay, one: TaskRow, now_ms: int | None) -> dict[str, Any] | None:
-    """The audit's row; ``None`` when Redis knows that it waits no more."""
-    if one.state == _WAITING:
+def _checked_row(
+    delayed: CeleryDelay, one: TaskRow, now_ms: int | None, states: Sequence[str]
+) -> dict[str, Any] | None:
+    """The audit's row; ``None`` when Redis knows that it waits no more, or not in that state."""
+    if one.state in _WAITING:
         entry = delayed.get(one.task_id)
-        return _stored_row(entry, now_ms) if entry is not None else None
+        if entry is None or entry.state.value not in states:
+            return None
+        return _stored_row(entry, now_ms)
     return _row(one.task_id, one.run, one.state, one.name, one.queue, one.eta_ms, now_ms)
 
 
@@ -143,8 +155,8 @@ def _row(
 
 def _print(out: Output, document: Mapping[str, Any]) -> None:
     rows, total, now_ms = document["tasks"], document["total"], document["now_ms"]
-    # from the store all are SCHEDULED
-    state = ["state"] if document["source"] == "audit" else []
+    # mostly all are SCHEDULED, which need not be said
+    state = ["state"] if any(one["state"] != _WAITING[0] for one in rows) else []
     due = ["due"] if now_ms is not None else []
     if rows:
         out.table(

@@ -17,6 +17,7 @@ __all__ = ["STATE_STYLES", "Output", "printable"]
 STATE_STYLES: Mapping[str, str] = {
     "SUCCEEDED": "green",
     "CANCELLED": "yellow",
+    "HELD": "yellow",
     "REVOKED": "yellow",
     "EXPIRED": "yellow",
     "RETRIED": "yellow",

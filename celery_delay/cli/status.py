@@ -124,8 +124,9 @@ def status_command(delayed: CeleryDelay, out: Output) -> int:
     """Tell how it stands, and what to do about what is wrong.
 
     For each shard: who leads; how many tasks wait and how many are overdue (due for more than a
-    second); blocked ones (set aside, tried again each second) and quarantined ones (parked for
-    good), with the reasons; how many transitions wait for the audit and for how long.
+    second); held ones (kept back by `hold`); blocked ones (set aside, tried again each second) and
+    quarantined ones (parked for good), with the reasons; how many transitions wait for the audit
+    and for how long.
 
     \b
     Examples:
@@ -188,6 +189,7 @@ def _status_document(seen: Situation, found: Sequence[Finding], healthy: bool) -
                 **fields("next_due", one.next_due_ms),
                 "claimed": one.claimed,
                 "broker_failure": one.broker_failure,
+                "held": one.held,
                 "blocked": one.blocked,
                 "blocked_reasons": one.blocked_reasons,
                 "quarantined": one.quarantined,
@@ -234,6 +236,7 @@ def _shard_facts(one: ShardReport, leading: str) -> list[tuple[str, object]]:
         "overdue": one.overdue,
         "next due": f"{local(next_due)} ({relative(next_due, one.now_ms)})" if next_due else "-",
         "being published": one.claimed,
+        "held": one.held,
         "blocked": one.blocked,
         "quarantined": one.quarantined,
         "journal": f"{one.journal} entries, {span(drain_lag(one))} behind",

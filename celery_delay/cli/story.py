@@ -14,7 +14,6 @@ from celery_delay.cli.times import fields, local, relative, span
 from celery_delay.cli.verb import NO, YES, queue_of, say_error, verb
 from celery_delay.entries import StoredEntry
 from celery_delay.exceptions import DelayError, StoreUnavailable
-from celery_delay.states import State
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
@@ -84,6 +83,7 @@ def _audited(delayed: CeleryDelay, task_id: str) -> tuple[dict[str, Any] | None,
 
 def _stored_document(one: StoredEntry, now_ms: int) -> dict[str, Any]:
     return {
+        "state": one.state.value,
         "task": one.task,
         "run": one.entry_id.run,
         "version": one.version,
@@ -136,7 +136,7 @@ def _run_document(one: RunRow) -> dict[str, Any]:
 def _show_table(out: Output, document: Mapping[str, Any], now_ms: int) -> None:
     stored, audited = document["stored"], document["audit"]
     known = stored or audited or {}
-    state = State.SCHEDULED.value if stored else audited["state"] if audited else None
+    state = stored["state"] if stored else audited["state"] if audited else None
     eta_ms = known.get("eta_ms")
     facts = [
         ("task id", document["task_id"]),

@@ -7,7 +7,7 @@ ISO 8601 in UTC.
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -15,7 +15,7 @@ import click
 from celery_delay.clock import from_ms, to_ms
 from celery_delay.entries import Due
 
-__all__ = ["INSTANT", "fields", "iso", "local", "relative", "span"]
+__all__ = ["DATETIME", "INSTANT", "SECONDS", "fields", "iso", "local", "relative", "span"]
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = re.compile(r"([+-]?)(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -98,3 +98,45 @@ class _Instant(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 
 
 INSTANT = _Instant()
+
+
+class _Datetime(click.ParamType):  # type: ignore[type-arg]
+    """An ISO 8601 instant."""
+
+    name = "instant"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        due = INSTANT.convert(value, param, ctx)
+        if due.is_delay:
+            self.fail(f"{value!r} is a span, not an instant: say --countdown or --by", param, ctx)
+        return from_ms(due.ms)
+
+
+DATETIME = _Datetime()
+
+
+class _Seconds(click.ParamType):  # type: ignore[type-arg]
+    """A number of seconds, or a span such as ``30m`` or ``-2h``."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        text = str(value).strip()
+        try:
+            if found := _SPAN.fullmatch(text):
+                sign, number, unit = found.groups()
+                return timedelta(milliseconds=round(float(sign + number) * _UNITS[unit]))
+            return timedelta(seconds=float(text))
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is neither a number of seconds nor a span such as 30m, 2h or -1d",
+                param,
+                ctx,
+            )
+
+
+SECONDS = _Seconds()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,15 +11,25 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner
 
-from celery_delay.cli import delay
+from celery_delay.cli import delay, verb
 from celery_delay.cli.findings import AuditReport, Leading, Situation, findings
 from celery_delay.cli.output import Output, printable
-from celery_delay.cli.times import INSTANT, iso, relative, span
+from celery_delay.cli.times import DATETIME, INSTANT, SECONDS, iso, relative, span
 from celery_delay.entries import Due
+from celery_delay.exceptions import OutcomeUnknown, StoreUnavailable
 from celery_delay.settings import Settings
+from celery_delay.states import HoldOutcome, ReleaseOutcome, RescheduleOutcome
 from celery_delay.store.inspection import ServerReport, ShardReport
 
-VERBS = ["list", "show", "history", "cancel", "status", "leader", "migrate"]
+VERBS = [
+    "list", "show", "history", "cancel", "reschedule", "run-now", "hold", "release", "status",
+    "leader", "migrate",
+]  # fmt: skip
+#: What a verb needs to be used rightly.
+NEEDS = {
+    "show": ["x"], "history": ["x"], "cancel": ["x"], "reschedule": ["x", "--by", "1"],
+    "run-now": ["x"], "hold": ["x"], "release": ["x"],
+}  # fmt: skip
 NOW = 1_800_000_000_000
 
 
@@ -45,8 +57,7 @@ def test_every_verb_explains_itself_without_an_app_and_shows_examples(verb: str)
     assert "--json" in answer.output
 
 
-@pytest.mark.parametrize("arguments", [(verb, "x") if verb in ("show", "history", "cancel")
-                                       else (verb,) for verb in VERBS])  # fmt: skip
+@pytest.mark.parametrize("arguments", [(verb, *NEEDS.get(verb, ())) for verb in VERBS])
 def test_without_an_app_it_says_how_to_name_one(arguments: tuple[str, ...]) -> None:
     answer = run(*arguments)
     assert answer.exit_code == 2
@@ -66,6 +77,14 @@ def test_an_unknown_verb_is_wrong_usage() -> None:
         ("list", "--after", "soon"),
         ("show",),
         ("cancel",),
+        ("hold",),
+        ("run-now",),
+        ("reschedule", "--by", "1"),
+        ("reschedule", "x", "--by", "soon"),
+        ("reschedule", "x", "--by", "inf"),
+        ("reschedule", "x", "--eta", "30m"),
+        ("reschedule", "x", "--eta", "soon"),
+        ("release", "--state", "SCHEDULED"),
     ],
 )
 def test_wrong_arguments_are_wrong_usage(arguments: tuple[str, ...]) -> None:
@@ -140,6 +159,150 @@ def test_a_table_in_a_pipe_is_plain_and_whole(capsys: pytest.CaptureFixture[str]
     assert "\x1b" not in said
 
 
+# --- when --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("-1.5", -1.5),
+        ("30m", 1_800),
+        ("-2h", -7_200),
+        ("250ms", 0.25),
+        (" 1d ", 86_400),
+    ],
+)
+def test_a_number_of_seconds_may_have_a_unit(text: str, seconds: float) -> None:
+    assert SECONDS.convert(text, None, None) == timedelta(seconds=seconds)
+
+
+def test_an_eta_is_an_instant() -> None:
+    assert DATETIME.convert("2030-01-31T09:00:00Z", None, None) == datetime(
+        2030, 1, 31, 9, tzinfo=timezone.utc
+    )
+
+
+class Delayed:
+    """Answers as they come from Redis; keeps what it was asked for."""
+
+    settings = Settings(audit="off")
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[Any] = []
+
+    def _answer(self, *asked: Any, **more: Any) -> Any:
+        self.asked.append((asked, {k: v for k, v in more.items() if v is not None}))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    reschedule = hold = run_now = release = _answer
+
+    def held(self) -> list[str]:
+        return ["h1", "both"]
+
+    def quarantined(self) -> dict[str, str]:
+        return {"q1": "no queue", "both": "no queue"}
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def ask(delayed: Delayed, *arguments: str) -> Any:
+        monkeypatch.setattr(verb, "_delayed", lambda context: delayed)
+        return run(*arguments)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        (["--countdown", "30m"], {"countdown": timedelta(minutes=30)}),
+        (["--by", "-60"], {"by": timedelta(seconds=-60)}),
+        (["--eta", "2030-01-31T09:00Z", "--reason", "moved"],
+         {"eta": datetime(2030, 1, 31, 9, tzinfo=timezone.utc), "reason": "moved"}),
+    ],
+)  # fmt: skip
+def test_reschedule_asks_once_for_each_task(
+    asking: Any, options: list[str], given: dict[str, Any]
+) -> None:
+    delayed = Delayed(RescheduleOutcome.RESCHEDULED, RescheduleOutcome.RESCHEDULED)
+
+    answer = asking(delayed, "reschedule", "a", "b", "a", *options, "--json")
+
+    assert answer.exit_code == 0
+    assert delayed.asked == [(("a",), given), (("b",), given)]
+    assert json.loads(answer.stdout)["rescheduled"] == 2
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--by", "1", "--countdown", "1"], ["--eta", "2030-01-31", "--by", "1"]]
+)
+def test_reschedule_wants_one_way_to_say_when(asking: Any, options: list[str]) -> None:
+    delayed = Delayed()
+    answer = asking(delayed, "reschedule", "a", *options)
+    assert (answer.exit_code, delayed.asked) == (2, [])
+    assert "--countdown, --eta or --by" in answer.stderr
+
+
+@pytest.mark.parametrize("name", ["hold", "run-now"])
+def test_each_answer_has_its_meaning_and_all_but_success_are_a_no(asking: Any, name: str) -> None:
+    kind: Any = HoldOutcome if name == "hold" else RescheduleOutcome
+    ids = [one.value.lower() for one in kind]
+
+    answer = asking(Delayed(*kind), name, *ids, "--json")
+
+    document = json.loads(answer.stdout)
+    assert answer.exit_code == 1
+    assert [one["outcome"] for one in document["answers"]] == [one.value for one in kind]
+    assert all(one["meaning"] and one["error"] is None for one in document["answers"])
+    assert document[next(iter(kind)).value.lower()] == 1
+
+
+def test_a_failure_between_answers_is_69_and_hides_none_of_them(asking: Any) -> None:
+    answers = [HoldOutcome.HELD, OutcomeUnknown("b", "lost"), StoreUnavailable("away")]
+
+    answer = asking(Delayed(*answers), "hold", "a", "b", "c", "--json")
+
+    assert answer.exit_code == 69
+    told = {one["task_id"]: (one["outcome"], one["meaning"])
+            for one in json.loads(answer.stdout)["answers"]}  # fmt: skip
+    assert told == {
+        "a": ("HELD", "it does not run before `release` or `run-now`"),
+        "b": (None, "unknown; ask again"),
+        "c": (None, "nothing has changed"),
+    }
+    assert "away" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--all"], ["h1", "both", "q1"]),
+        (["--all", "--state", "held"], ["h1", "both"]),
+        (["--all", "--state", "QUARANTINED"], ["q1", "both"]),
+        (["x", "y", "x"], ["x", "y"]),
+    ],
+)
+def test_release_takes_ids_or_all_that_is_kept_back(
+    asking: Any, options: list[str], wanted: list[str]
+) -> None:
+    delayed = Delayed(dict.fromkeys(wanted, ReleaseOutcome.RELEASED))
+
+    answer = asking(delayed, "release", *options, "--json")
+
+    assert (answer.exit_code, delayed.asked) == (0, [(tuple(wanted), {})])
+    assert json.loads(answer.stdout)["released"] == len(wanted)
+
+
+@pytest.mark.parametrize("options", [[], ["x", "--all"], ["x", "--state", "HELD"], [""]])
+def test_release_is_told_exactly_which(asking: Any, options: list[str]) -> None:
+    assert asking(Delayed(), "release", *options).exit_code == 2
+
+
 # --- findings ----------------------------------------------------------------------------
 
 SERVER = ServerReport("7.0.15", "run-1", 60, 1_000, 0, "noeviction", True)
@@ -179,6 +342,7 @@ def test_a_healthy_system_has_no_findings() -> None:
         ("overdue", "note", {"overdue": 2, "next_due_ms": NOW - 2_000}),
         ("overdue", "problem", {"overdue": 2, "next_due_ms": NOW - 20_000}),
         ("blocked", "problem", {"blocked": 3, "blocked_reasons": {"the key q is not a list": 3}}),
+        ("held", "note", {"held": 1}),
         ("quarantined", "problem", {"quarantined": 1, "quarantined_reasons": {"damaged": ["t"]}}),
         ("drain_lag", "note", {"journal": 5, "journal_oldest_ms": NOW - 20_000}),
         ("drain_lag", "problem", {"journal": 5, "journal_oldest_ms": NOW - 90_000}),

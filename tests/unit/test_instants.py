@@ -12,7 +12,7 @@ import pytest
 
 from celery_delay.clock import from_ms
 from celery_delay.entries import Due
-from celery_delay.instants import due_of
+from celery_delay.instants import due_of, shift_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2030, 1, 1, tzinfo=timezone.utc)
@@ -171,7 +171,7 @@ def test_an_eta_beyond_the_year_9999_in_utc_is_refused() -> None:
 @pytest.mark.parametrize("naive_eta", ["app", "utc"])
 def test_instants_at_the_edge_of_the_calendar_are_past_or_beyond(naive_eta: str) -> None:
     # datetime itself cannot turn these into UTC
-    assert due(eta="0001-01-01T00:00+05:00", naive_eta=naive_eta).ms < 0
+    assert due(eta="0001-01-01T00:00+05:00", naive_eta=naive_eta) == Due(0, False)
     with pytest.raises(ValueError, match=r"eta.*9999"):
         due(eta="9999-12-31T23:59:59.999999-05:00", naive_eta=naive_eta)
 
@@ -196,3 +196,29 @@ def test_tz_must_be_a_zone_and_belongs_to_eta() -> None:
             due(eta="2030-06-01T09:00", tz=unknown)
     with pytest.raises(TypeError, match="tz"):
         due(eta="2030-06-01T09:00", tz=2)
+
+
+# --- a shift -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("by", "shift_ms"),
+    [
+        (60, 60_000), (-60, -60_000), (0.0004, 1), (-0.0004, 0), (Decimal("1.5"), 1_500),
+        (timedelta(minutes=-1), -60_000), (timedelta(microseconds=1), 1),
+    ],
+)  # fmt: skip
+def test_a_shift_is_milliseconds_rounded_to_the_later(by: Any, shift_ms: int) -> None:
+    assert shift_of(by) == shift_ms
+
+
+@pytest.mark.parametrize("by", ["60", True, None, NOW])
+def test_a_shift_of_another_type_is_named(by: Any) -> None:
+    with pytest.raises(TypeError, match="by must be a number of seconds or a timedelta"):
+        shift_of(by)
+
+
+@pytest.mark.parametrize("by", [float("inf"), float("nan"), 1e12, -1e12])
+def test_a_shift_that_is_longer_than_time_is_refused(by: Any) -> None:
+    with pytest.raises(ValueError, match="by"):
+        shift_of(by)

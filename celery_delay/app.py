@@ -246,7 +246,7 @@ class CeleryDelay(Operations):
 
     @cached_property
     def _broker(self) -> Broker:
-        return Broker(self.app)
+        return Broker(self.app, self.clock)
 
 
 def install(app: Any) -> CeleryDelay:

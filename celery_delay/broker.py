@@ -8,14 +8,16 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
+from celery_delay.clock import Clock
 from celery_delay.exceptions import InvalidSetting, StoreUnavailable, UnsupportedBroker
 from celery_delay.store.connection import Links
 from celery_delay.store.scripts import server_of
 
 __all__ = ["Broker"]
 
-#: Seconds that the broker may take to answer when it is asked what it is.
-_TIMEOUT = 1.0
+#: Seconds that the broker may take to answer when it is asked what it is, and for which one
+#: that did not is left alone.
+_TIMEOUT, _LEFT_ALONE = 1.0, 5.0
 
 
 class Broker:
@@ -25,9 +27,11 @@ class Broker:
     down, and is asked again next time.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, clock: Clock) -> None:
         self._app = app
+        self._clock = clock
         self._shared: bool | None = None
+        self._silent_until = 0.0
 
     @cached_property
     def is_redis(self) -> bool:
@@ -70,11 +74,15 @@ class Broker:
         if self._shared is None and not self.is_redis:
             self._shared = False
         if self._shared is None and links is not None:
+            if self._clock.boot() < self._silent_until:
+                return False
             store = links()
             here = _run_id(store)
             try:
                 self._shared = _run_id(self.links(store.timeout)) == here
             except StoreUnavailable:
+                # a call that schedules must not wait for the broker each time
+                self._silent_until = self._clock.boot() + _LEFT_ALONE
                 return False
         return bool(self._shared)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,10 @@ from celery_delay.embedded import EmbeddedRedis
 from celery_delay.exceptions import StoreUnavailable
 from celery_delay.path import HandoffPath
 from tests.projects import make_app
+
+
+def identity(x: Any) -> Any:
+    return x
 
 
 @pytest.fixture
@@ -135,3 +141,25 @@ def test_a_store_that_is_away_decides_nothing(
     server.start()
     path.choose()
     assert path.chosen == "move"
+
+
+def test_a_broker_that_is_silent_is_not_asked_for_each_call(
+    new_app: Callable[..., Celery], new_redis: Callable[..., EmbeddedRedis], redis_url: str
+) -> None:
+    broker = new_redis()
+    app = new_app(broker.tcp_url, result_backend=redis_url, delay_redis_url=redis_url)
+    task = app.task(identity, shared=False, name="project.identity")
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        results = [
+            task.apply_delayed((1,), countdown=60, headers={"n": number}) for number in range(8)
+        ]
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+
+    # each would have waited for a second
+    created = [one.entry_id.run for one in results]
+    assert max(created) - min(created) < 5_000
+    assert app.delayed.count() == 8
+    assert all(one.cancel() for one in results)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from celery_delay.audit.database import Database
 from celery_delay.embedded import EmbeddedRedis
@@ -19,6 +20,10 @@ from tests.sql import KINDS, SQLDatabases, emptied, migrated
 
 HERE = Path(__file__).parent
 FOLDERS = {"unit", "contract", "properties", "model", "integration", "smoke", "faults"}
+
+# how long an example takes says more of the machine than of the code
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # --- collection: the folder is the marker ------------------------------------------------
 

@@ -18,7 +18,7 @@ from celery.backends.redis import RedisBackend
 
 from celery_delay.clock import Clock
 
-__all__ = ["Chords", "chords_of"]
+__all__ = ["Chords", "chords_in", "chords_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,11 @@ class Chords:
 def chords_of(message: Any) -> Iterator[str]:
     """The group ids of the chords to which a task *message*, or the rest of its chain, belongs."""
     headers, _, body = message[:3]
-    embed = body[2] if isinstance(body, tuple) and len(body) == 3 else {}
+    return chords_in(headers, body[2] if isinstance(body, tuple) and len(body) == 3 else {})
+
+
+def chords_in(headers: Mapping[str, Any], embed: Mapping[str, Any]) -> Iterator[str]:
+    """The same by the message's *headers* and the third part of its body."""
     if embed.get("chord") and headers.get("group"):
         yield str(headers["group"])
     for one in embed.get("chain") or ():

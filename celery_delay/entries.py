@@ -209,9 +209,8 @@ class Addition(NamedTuple):
 class StoredEntry(NamedTuple):
     """A live entry as the store tells it.
 
-    ``eta_ms`` and ``expires_ms`` (0 for never) are UTC; ``envelope`` is the message as it
-    would be put onto the key ``queue``, ``headers`` are Celery's headers in it.  ``state`` is
-    SCHEDULED or HELD.
+    ``eta_ms`` and ``expires_ms`` (0 for never) are UTC; ``envelope`` is the message as it would be
+    put onto the key ``queue``, ``headers`` are its headers; ``state`` is SCHEDULED or HELD.
     """
 
     entry_id: EntryId
@@ -230,17 +229,20 @@ class StoredEntry(NamedTuple):
 
     @property
     def chord(self) -> Mapping[str, Any] | None:
-        """The chord that the task is a part of, where its body is JSON; never unpickled."""
-        if self.envelope.get("content-type") != "application/json":
-            return None
-        if self.headers.get("compression"):
-            return None
+        """The chord that the task is a part of, where its body can be read."""
+        return self.embed.get("chord")
+
+    @property
+    def embed(self) -> Mapping[str, Any]:
+        """The body's third part (chain, chord, callbacks) where that is JSON; never unpickled."""
+        is_json = self.envelope.get("content-type") == "application/json"
+        if not is_json or self.headers.get("compression"):
+            return {}
         try:
             _args, _kwargs, embed = json.loads(base64.b64decode(str(self.envelope["body"])))
         except (KeyError, TypeError, ValueError):
-            return None
-        chord: Mapping[str, Any] | None = embed.get("chord")
-        return chord
+            return {}
+        return embed or {}
 
 
 class Claimed(NamedTuple):

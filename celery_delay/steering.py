@@ -6,13 +6,16 @@ other changes of the entry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Protocol
 
+from celery_delay.chords import chords_in
 from celery_delay.clock import Clock
 from celery_delay.entries import Due
 from celery_delay.envelope import warn_if_expired
+from celery_delay.exceptions import StoreUnavailable
 from celery_delay.instants import due_of, shift_of
 from celery_delay.ports import Change, Steered
 from celery_delay.results import ResultBackend
@@ -22,6 +25,8 @@ from celery_delay.store.keys import shard_of
 from celery_delay.store.redis import RedisStore
 
 __all__ = ["Parts", "Steering"]
+
+logger = logging.getLogger(__name__)
 
 #: The letters of ``send_again.lua``.
 _RELEASES = {
@@ -50,6 +55,8 @@ class Parts(Protocol):
 
     @property
     def results(self) -> ResultBackend: ...
+
+    def keep_chords(self, group_ids: Iterable[str], due_ms: int) -> None: ...
 
 
 class Steering(Parts):
@@ -164,12 +171,28 @@ class Steering(Parts):
         steered = shard.steer(task_id, change, run=run, data=self._who(reason))
         if steered.is_done and (change.due or change.shift_ms is not None):
             warn_if_expired(task_id, steered.expires_ms, steered.eta_ms)
+            self._keep_chords_of(task_id)
         if steered.answer == "NOT_FOUND":
             known = self.results.seen(task_id)
             due = eta_ms is not None and self.now_ms() >= eta_ms
             if known not in _NEVER_RAN or (known is None and due):
                 return Steered("TOO_LATE")
         return steered
+
+    def _keep_chords_of(self, task_id: str) -> None:
+        """Let the counter of a chord live until a part of its header that waits for longer now."""
+        try:
+            entry = self._shard(task_id).get(task_id)
+        except StoreUnavailable as exc:
+            logger.warning(
+                "the counter of the chord of %s, if it has one, may expire before it is due: %s",
+                task_id,
+                exc,
+                extra={"event": "chord_not_kept", "task_id": task_id},
+            )
+            return
+        if entry is not None:
+            self.keep_chords(chords_in(entry.headers, entry.embed), entry.eta_ms)
 
     def _who(self, reason: str | None) -> Mapping[str, object]:
         return {"by": self.app.oid, "reason": reason} if reason else {"by": self.app.oid}

@@ -21,6 +21,8 @@ def _app(name: str, queue: str) -> Celery:
 
 app = _app("ours", "ours")
 app.conf.delay_database_url = os.environ.get("BENCH_DATABASE") or None
+if _rabbitmq := os.environ.get("BENCH_RABBITMQ"):
+    app.conf.update(broker_url=_rabbitmq, delay_redis_url=BROKER)
 CeleryDelay(app)
 stock = _app("stock", "stock")
 

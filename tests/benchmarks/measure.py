@@ -28,9 +28,12 @@ from celery_delay.calls import DelayedCall
 from celery_delay.clock import from_ms
 from celery_delay.embedded import EmbeddedRedis
 from celery_delay.entries import PUBLISHED
+from celery_delay.handoff import ACK_WINDOW
 from celery_delay.store.redis import RedisStore
-from tests.benchmarks import bench_app
+from tests.benchmarks import bench_app, confirms
+from tests.brokers import OwnRabbitMQ
 from tests.processes import ProcessHarness, wait_until
+from tests.projects import make_app
 from tests.shards import addition, lead, shape, shard
 
 #: About 100 bytes of arguments.
@@ -216,6 +219,42 @@ def claims(bench: Bench) -> Figures:
     return figures | {"of_move": figures["rate_100"] / figures["move_rate"]}
 
 
+def rabbitmq(bench: Bench) -> Figures:
+    """From all due at once to all confirmed by RabbitMQ, by a real beat, beside bare loops."""
+    n = bench.size(10_000, 3_000)
+    node = OwnRabbitMQ()
+    try:
+        app = make_app(node.url, result_backend=bench.server.tcp_url,
+                       delay_redis_url=bench.server.tcp_url, task_default_queue="ours")  # fmt: skip
+        task = app.task(name="note", shared=False)(bench_app.note)
+        bench.empty()
+        with bench.processes(BENCH_RABBITMQ=node.url) as processes:
+            processes.beat()
+            wait_until(lambda: app.delayed.shards[0].leader()[2], what="a leader")
+            lead = 4.0 + n / 5_000
+            due = time.time() + lead
+            calls = [DelayedCall((0.0, number), {"text": TEXT}) for number in range(n)]
+            task.apply_delayed_many(calls, eta=from_ms(app.delayed.now_ms() + round(lead * 1000)))
+            if time.time() > due:
+                raise SystemExit("the machine is too slow: the tasks were due too early")
+            done = _when(lambda: confirms.waiting(node.port, "ours") >= n, due)
+        bare = {
+            window: confirms.bare_rate(node.port, n, window, TEXT.encode() * 5)
+            for window in (1, ACK_WINDOW)
+        }
+    finally:
+        node.close()
+    rate = n / (done - due)
+    return {
+        "tasks": n,
+        "rate": rate,
+        "bare_rate_1": bare[1],
+        f"bare_rate_{ACK_WINDOW}": bare[ACK_WINDOW],
+        "of_bare_1": rate / bare[1],
+        f"of_bare_{ACK_WINDOW}": rate / bare[ACK_WINDOW],
+    }
+
+
 def _waiting(bench: Bench, n: int, database: int) -> RedisStore:
     """A store in which *n* entries are due."""
     bench.empty()
@@ -386,6 +425,7 @@ MEASURES: Mapping[str, Callable[[Bench], Figures]] = {
     "schedule": schedule,
     "dispatch": dispatch,
     "claims": claims,
+    "rabbitmq": rabbitmq,
     "lag": lag,
     "worker": worker,
     "memory": memory,

@@ -27,6 +27,7 @@ GOALS = {
     "schedule.single_x_stock": (2.0, True),
     "schedule.receiver_of_stock": (1.2, False),
     "dispatch.of_bare_move": (0.6, True),
+    "rabbitmq.of_bare_1": (1.0, True),
     "worker.of_stock": (1.2, False),
     "memory.of_stock": (0.35, False),
 }

@@ -27,8 +27,8 @@ from celery_delay.claims import Publishing
 
 __all__ = ["ConfirmingChannel"]
 
-#: AMQP's code for a declaration that differs from what is there.
-_PRECONDITION_FAILED = 406
+#: AMQP's codes for a declaration that this user may not make, or that differs from what is there.
+_NOT_OURS = (403, 406)
 #: What py-amqp raises for a message that it cannot write, before it has written any of it.
 _UNWRITABLE = (FrameSyntaxError, KeyError, OverflowError, TypeError, ValueError, struct.error)
 #: Bodies up to this size, in bytes, are refused by no broker for their size.
@@ -52,8 +52,8 @@ class ConfirmingChannel(PlainChannel):
             try:
                 self._ask(self._queues[queue].declare)
             except self.connection.channel_errors as exc:
-                # if it exists with other arguments than we know, it is good enough to publish to
-                if getattr(exc, "reply_code", None) != _PRECONDITION_FAILED:
+                # others see to it: if it exists it is good enough to publish to
+                if getattr(exc, "reply_code", None) not in _NOT_OURS:
                     raise
             self._declared.add(queue)
         if message.exchange and message.exchange not in self._exchanges:

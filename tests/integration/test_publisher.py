@@ -333,6 +333,21 @@ def test_a_queue_that_was_made_with_other_arguments_gets_its_messages(
     assert ids_on(rabbitmq.url, name) == ["a", "b"]
 
 
+def test_a_user_who_may_declare_nothing_publishes_to_what_is_there(
+    app: Callable[..., Celery], rabbitmq: OwnRabbitMQ, name: str
+) -> None:
+    with Connection(rabbitmq.url) as connection:
+        connection.channel().queue_declare(name, durable=True, auto_delete=False)
+    rabbitmq.control("add_user", name, "secret")
+    rabbitmq.control("set_permissions", name, "^$", r"^amq\.default$", "^$")
+    site = app(rabbitmq.url.replace("guest:guest", f"{name}:secret"))
+    send(site, "a", "b")
+
+    publish(site)
+
+    assert ids_on(rabbitmq.url, name) == ["a", "b"]
+
+
 def test_a_queue_that_was_deleted_under_us_is_made_again(
     app: Callable[..., Celery], rabbitmq: OwnRabbitMQ, name: str
 ) -> None:

@@ -228,13 +228,14 @@ class Capturing:
 
         Where a beat will publish the message, the broker need not be up now.
         """
-        in_time = partial(self._bounded.like, producer, self.app.pool.limit, policy)
+        like = partial(self._bounded.like, producer, self.app.pool.limit)
+        in_time, at_once = partial(like, policy), partial(like, {"max_retries": 0})
         try:
             moves = self._delayed.moves()
         except DelayError:
             moves = False  # the store itself will say it, where a retry has its way back
         if not moves:
-            return send(StandIn(producer, in_time, capture), retry_policy=policy)
+            return send(StandIn(producer, in_time, at_once, capture), retry_policy=policy)
         with in_time() as bounded, capturing(bounded, capture):
             return send(bounded, retry_policy=policy)
 

@@ -25,14 +25,20 @@ class StandIn:
 
     Arguments:
         producer: the real one; only what needs no connection is asked of it.
-        in_time: gives a producer to publish with, for a message that falls back and for events.
+        in_time: gives a producer to publish with, for a message that falls back.
+        at_once: the same for events, which are not worth a wait.
     """
 
     def __init__(
-        self, producer: Any, in_time: Callable[[], AbstractContextManager[Any]], capture: Capture
+        self,
+        producer: Any,
+        in_time: Callable[[], AbstractContextManager[Any]],
+        at_once: Callable[[], AbstractContextManager[Any]],
+        capture: Capture,
     ) -> None:
         self._producer = producer
         self._in_time = in_time
+        self._at_once = at_once
         self._capture = capture
 
     def publish(self, body: Any, **options: Any) -> Any:
@@ -48,8 +54,8 @@ class StandIn:
 
     def _publish_event(self, body: Any, options: dict[str, Any]) -> None:
         try:
-            with self._in_time() as producer:
-                producer.publish(body, **options)
+            with self._at_once() as producer:
+                producer.publish(body, **{**options, "retry": False})
         except Exception:  # the task is stored; monitors learn of it when it runs
             logger.debug("no task-sent event", exc_info=True)
 

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import trustme
 from kombu import Connection
 
 from celery_delay.embedded import die_with_parent
@@ -29,6 +30,10 @@ _CONFIGURATION = f"""\
 max_message_size = {MAX_MESSAGE_SIZE}
 disk_free_limit.absolute = 1MB
 vm_memory_high_watermark.relative = 0.4
+listeners.ssl.default = 127.0.0.1:{{tls_port}}
+ssl_options.cacertfile = {{folder}}/ca.pem
+ssl_options.certfile = {{folder}}/server.pem
+ssl_options.keyfile = {{folder}}/server.key
 """
 
 
@@ -38,14 +43,24 @@ class OwnRabbitMQ:
     Attributes:
         url: of its virtual host, as ``broker_url`` has it.
         port: where it listens.
+        tls_url: the same by TLS.
+        ca: file with the certificate to verify it by.
     """
 
     def __init__(self) -> None:
         self._programs = _programs()
         self._folder = Path(tempfile.mkdtemp(prefix="celery-delay-rabbitmq-"))
-        self.port, distribution = _free_ports(2)
+        self.port, tls_port, distribution = _free_ports(3)
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
-        (self._folder / "rabbitmq.conf").write_text(_CONFIGURATION)
+        self.tls_url = f"amqps://guest:guest@127.0.0.1:{tls_port}//"
+        self.ca = self._folder / "ca.pem"
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.ca)
+        certificate = authority.issue_cert("127.0.0.1")
+        certificate.private_key_pem.write_to_path(self._folder / "server.key")
+        certificate.cert_chain_pems[0].write_to_path(self._folder / "server.pem")
+        configuration = _CONFIGURATION.format(tls_port=tls_port, folder=self._folder)
+        (self._folder / "rabbitmq.conf").write_text(configuration)
         self._name = f"celery-delay-{self.port}@localhost"
         self._env = {
             **{key: value for key, value in os.environ.items() if "RABBITMQ" not in key},

@@ -6,6 +6,7 @@ No beat runs here: what a leading one does is done in the test's own process.
 from __future__ import annotations
 
 import itertools
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -416,6 +417,18 @@ def test_a_list_of_brokers_is_tried_through(
     publish(site)
 
     assert ids_on(rabbitmq.url, name) == ["a"]
+
+
+def test_rabbitmq_by_tls(app: Callable[..., Celery], rabbitmq: OwnRabbitMQ, name: str) -> None:
+    verified = {"ca_certs": str(rabbitmq.ca), "cert_reqs": ssl.CERT_REQUIRED}
+    site = app(rabbitmq.tls_url, broker_use_ssl=verified)
+    send(site, *others(50))
+    send(site, "bad", exchange="no-such-exchange", routing_key="x")
+
+    publish(site)
+
+    assert len(ids_on(rabbitmq.url, name)) == 50
+    assert "NOT_FOUND" in reason(site, "bad")
 
 
 def test_tasks_are_scheduled_while_the_broker_is_away(

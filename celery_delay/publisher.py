@@ -133,11 +133,12 @@ class BrokerPublisher:
             options = {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
         connection.transport_options = {**(connection.transport_options or {}), **options}
         self._connection = connection
+        addresses = max(1, len(connection.alt))  # of a list each is tried once
         connection.ensure_connection(
-            max_retries=max(1, len(connection.alt)),  # each address of a list once
+            max_retries=addresses,
             interval_start=0,
             interval_step=0,
-            timeout=2 * self._timeout,
+            timeout=(1 + addresses) * self._timeout,
         )
         return kind(connection, self._app.amqp.queues, self._timeout, self._clock)
 

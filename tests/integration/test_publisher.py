@@ -6,10 +6,12 @@ No beat runs here: what a leading one does is done in the test's own process.
 from __future__ import annotations
 
 import itertools
+import socket
 import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -411,11 +413,19 @@ def test_a_broker_that_lets_nobody_in_is_named_and_the_tasks_wait(
 def test_a_list_of_brokers_is_tried_through(
     app: Callable[..., Celery], rabbitmq: OwnRabbitMQ, name: str
 ) -> None:
-    site = app(f"amqp://guest:guest@127.0.0.1:1//;{rabbitmq.url}")
-    send(site, "a")
+    # Given one that refuses, and two that take connections and say nothing
+    with ExitStack() as servers:
+        silent = [servers.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        ports = [1, *(one.getsockname()[1] for one in silent)]
+        urls = [f"amqp://guest:guest@127.0.0.1:{port}//" for port in ports]
+        site = app(";".join([*urls, rabbitmq.url]), delay_confirm_timeout=0.3)
+        send(site, "a")
+        publisher = BrokerPublisher(site, site.delayed.settings, site.delayed.clock)
 
-    publish(site)
+        assert publisher.connect() == ""
+        publish(site, publisher=publisher)
 
+        publisher.close()
     assert ids_on(rabbitmq.url, name) == ["a"]
 
 

@@ -99,7 +99,7 @@ class Suite:
         for (file, leg), ran in list(self.ran.items()):
             if leg == STOCK:
                 for test, outcome in list(ran.tests.items()):
-                    if verdict.rank(outcome) > verdict.rank("deselected"):
+                    if verdict.rank(outcome) > verdict.rank("rerun"):
                         self._repeat(file, leg, test)
 
     def _repeat(self, file: str, leg: str, test: str) -> None:

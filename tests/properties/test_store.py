@@ -50,7 +50,7 @@ TTL = 3_000
 #: What beats do on the claim path, and others beside them; S, B and Q: give back.
 ACTS = [
     "claim", "steal", "claim in vain", "ack", "unknown", "S", "B", "Q",
-    "end", "end", "rescue", "rescue", "cancel", "retry", "send again",
+    "end", "end", "rescue", "rescue", "cancel", "retry", "send again", "hold", "put off",
 ]  # fmt: skip
 #: Instants are told from now.
 CHANGES = [
@@ -324,13 +324,33 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         task_id=tasks,
-        change=st.sampled_from(CHANGES),
+        template=st.sampled_from([SHAPES[0], OUT[0]]),
+        steps=st.lists(st.tuples(st.sampled_from(CHANGES), faults), min_size=1, max_size=6),
         known=st.booleans(),
-        plan=faults,
         meanwhile=st.sampled_from([None, None, "move", "claim", "release", *TASKS]),
     )
     def steer(
-        self, task_id: str, change: Change, known: bool, plan: list[str], meanwhile: str | None
+        self,
+        task_id: str,
+        template: str,
+        steps: list[tuple[Change, list[str]]],
+        known: bool,
+        meanwhile: str | None,
+    ) -> None:
+        """Change after change of one task, which mostly waits."""
+        if known and task_id not in self.model.places():
+            self._add([self._call(task_id, 2_000, template=template)], [], None)
+        for change, plan in steps:
+            self._steer(task_id, change, known, plan, meanwhile)
+            self.holds()
+
+    def _steer(
+        self,
+        task_id: str,
+        change: Change,
+        known: bool = True,
+        plan: Sequence[str] = (),
+        meanwhile: str | None = None,
     ) -> None:
         due = change.due
         if due is not None and not due.is_delay:
@@ -346,7 +366,7 @@ class StoreMachine(RuleBasedStateMachine):
         kept = sorted(self.model.held.keys() | self.model.parked.keys())
         self._change(lambda: self.store.send_again([*kept, TASKS[0]]), plan, meanwhile)
 
-    def _change(self, call: Callable[[], Any], plan: list[str], meanwhile: str | None) -> None:
+    def _change(self, call: Callable[[], Any], plan: Sequence[str], meanwhile: str | None) -> None:
         self.links.plan, self.meanwhile = list(plan), meanwhile
         before = len(self.links.lost)
         try:
@@ -405,6 +425,10 @@ class StoreMachine(RuleBasedStateMachine):
                 self._cancel(fresh[0], 0)
             elif act == "retry":
                 self._retry(fresh[0])
+            elif act == "hold":
+                self._steer(fresh[0], Change(hold=True))
+            elif act == "put off":
+                self._steer(fresh[0], Change(Due(500, True), hold=False))
             elif act == "send again":
                 self.store.send_again([*sorted(self.model.parked), fresh[0]])
             elif self.beats:

@@ -7,6 +7,7 @@ say what.  130 and 143: Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import redis
+from sqlalchemy import make_url
 
 # Ctrl-C while all this is being imported: there is nothing to clean up yet, and to say.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -25,6 +27,7 @@ sys.path.insert(0, str(HERE))
 
 from stage.processes import Failure, Interrupted, Stack, Stop, free_port  # noqa: E402
 from stage.screen import Screen  # noqa: E402
+from stage.servers import given_broker, given_database  # noqa: E402
 from stage.story import Story  # noqa: E402
 
 from celery_delay.exceptions import StoreUnavailable  # noqa: E402
@@ -41,7 +44,9 @@ class Options(NamedTuple):
 
     minute: float
     orders: int
-    bound: float
+    bound: float | None
+    broker: str | None
+    database: str | None
     flower: bool
     keep: bool
     plain: bool
@@ -55,7 +60,17 @@ class Options(NamedTuple):
 )  # fmt: skip
 @click.option("--orders", default=60, show_default=True, type=click.IntRange(1, 5000))
 @click.option(
-    "--bound", default=2.0, show_default=True, help="How late an effect may be, in seconds."
+    "--bound", type=float,
+    help="How late an effect may be, in seconds.  [default: 2; with a broker of yours 6]",
+)  # fmt: skip
+@click.option(
+    "--broker", metavar="URL",
+    help="Use this broker, amqp://guest:guest@127.0.0.1:5672// say; tasks still wait in Redis.",
+)  # fmt: skip
+@click.option(
+    "--database",
+    metavar="URL",
+    help="Audit in a new database on this server, postgresql+psycopg://postgres@127.0.0.1 say.",
 )
 @click.option("--flower/--no-flower", default=True, help="Run Flower too.")
 @click.option("--keep", is_flag=True, help="Leave all of it up until Ctrl-C.")
@@ -96,10 +111,26 @@ class Demo:
         self._flower = ""
         self._prefix = ""
         self._audit = f"sqlite:///{stack.folder / 'audit.sqlite3'}"
-        self._story = Story(self._audit)
+        # the claim of a beat that was killed ends after 3 s
+        self._bound = options.bound or (6.0 if options.broker else 2.0)
 
     def run(self) -> int:
         """Play it; the exit code."""
+        name = self._stack.folder.name
+        with contextlib.ExitStack() as given:
+            if self._options.broker:
+                given.enter_context(given_broker(self._options.broker, name))
+            if self._options.database:
+                self._audit = given.enter_context(given_database(self._options.database, name))
+            self._story = Story(self._audit)
+            try:
+                return self._run()
+            finally:
+                self._story.close()
+                # nobody may use what goes now
+                self._stack.end_processes()
+
+    def _run(self) -> int:
         self._set_environment()
         # the shop reads its configuration when it is imported
         from shop.app import app
@@ -114,7 +145,6 @@ class Demo:
                 self._stay()
             return 1 if faults else 0
         finally:
-            self._story.close()
             if self._prefix:
                 self._remove_keys()
 
@@ -134,6 +164,9 @@ class Demo:
         if not hasattr(redis, "pid"):  # it is not ours: keep apart from what else it holds
             self._prefix = f"{self._stack.folder.name}:"
             self._stack.env["SHOP_KEY_PREFIX"] = self._prefix
+        if self._options.broker:
+            self._stack.env["SHOP_BROKER_URL"] = self._options.broker
+            self._stack.env["SHOP_QUEUE"] = self._stack.folder.name
         os.environ.update(self._stack.env)
 
     @property
@@ -143,6 +176,10 @@ class Demo:
     def _start(self) -> None:
         stack, screen = self._stack, self._screen
         screen.say(f"Redis: {stack.redis.url}")
+        if self._options.broker:
+            screen.say(f"broker: {self._app.connection_for_write().as_uri()}")
+        if self._options.database:
+            screen.say(f"audit: {make_url(self._audit)!r}")
         if self._options.sabotage != "no-beats":
             stack.beat("beat-1")
             stack.beat("beat-2")
@@ -208,7 +245,7 @@ class Demo:
         """Whether every task has a result, or has had all the time that it may take."""
         if not hasattr(self, "_deadline"):
             last = max(one.due or 0.0 for one in scenario.expected)
-            self._deadline = last + self._options.bound + 1.0
+            self._deadline = last + self._bound + 1.0
         if time.time() > self._deadline:
             return True
         results = (result for result, _ in scenario.results.values())
@@ -233,10 +270,10 @@ class Demo:
         effects = read_ledger(self._ledger)
         nights = [one for one in effects if one.task == "clean_up"]
         verdict = judge(
-            scenario.expected, [one for one in effects if one not in nights], self._options.bound
+            scenario.expected, [one for one in effects if one not in nights], self._bound
         )
         fired = self._app.delayed.shards[0].cursor("nightly-clean-up") or 0
-        bound = min(self._options.bound, self._night - 0.1)
+        bound = min(self._bound, self._night - 0.1)
         cleaned = judge_nights(nights, fired / 1000, self._night, bound)
         faults = verdict.faults + cleaned.faults + self._wrong_results(scenario)
         if self._story.failure:
@@ -275,7 +312,7 @@ class Demo:
             f"\nAll of it stays up until Ctrl-C.\n"
             f"  Flower   {self._flower or '(not started)'}\n"
             f"  Redis    {self._stack.redis.url}\n"
-            f"  SQLite   {self._stack.folder / 'audit.sqlite3'}\n"
+            f"  audit    {self._audit}\n"
             f"  logs     {self._stack.folder}/*.log\n"
             f"\nIn another shell:\n"
             f"  . {script}\n"

@@ -6,6 +6,7 @@
 #   DELAY_REDIS_URL       a server of yours (the demo removes its keys afterwards)
 #   redis-server          on the path, 6.2 or newer, as a child
 #   the embedded Redis    as a child; DELAY_REDIS=embedded takes it in any case
+# `--broker amqp://…` and `--database postgresql://…` bring in other servers of yours.
 set -eu
 cd "$(dirname "$0")/.."
 . tests/venv.sh
@@ -33,5 +34,10 @@ if ! venv_suits "$condition"; then
         fail "no Python 3.10 or newer with the module venv (Debian: python3-venv)"
     fi
 fi
-install_wheel flower,embedded
+extras=flower,embedded
+case " $* " in
+*[\ =]postgresql*) extras=$extras,postgres ;;
+*[\ =]mysql* | *[\ =]mariadb*) extras=$extras,mysql ;;
+esac
+install_wheel "$extras"
 exec "$python" example_project/demo.py "$@"

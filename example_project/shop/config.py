@@ -12,10 +12,15 @@ from celery.schedules import crontab
 
 HERE = Path(__file__).resolve().parent.parent
 
-broker_url = os.environ.get("SHOP_REDIS_URL", "redis://localhost:6379/0")
-result_backend = broker_url
+_redis = os.environ.get("SHOP_REDIS_URL", "redis://localhost:6379/0")
+broker_url = os.environ.get("SHOP_BROKER_URL", _redis)
+result_backend = _redis
 
-# Delayed tasks wait in the broker's Redis; their story goes here.  The path must be
+# Delayed tasks wait in Redis: the broker's, unless the broker is another.
+if broker_url != _redis:
+    delay_redis_url = _redis
+
+# Their story goes here.  The path must be
 # absolute: beat, workers and the command line may run in different folders.
 delay_database_url = os.environ.get("SHOP_AUDIT_URL", f"sqlite:///{HERE / 'audit.sqlite3'}")
 
@@ -37,7 +42,16 @@ beat_schedule = {
 task_send_sent_event = True
 worker_send_task_events = True
 
-# Only where several projects share one Redis database.
+# Only where several projects share one Redis database …
 if _prefix := os.environ.get("SHOP_KEY_PREFIX"):
-    broker_transport_options = {"global_keyprefix": _prefix}
     result_backend_transport_options = {"global_keyprefix": _prefix}
+    if broker_url == _redis:
+        broker_transport_options = {"global_keyprefix": _prefix}
+    else:
+        delay_key_prefix = f"{_prefix}celery-delay:"
+
+# … or one RabbitMQ.
+if _name := os.environ.get("SHOP_QUEUE"):
+    task_default_queue = _name
+    event_exchange = f"{_name}.event"
+    control_exchange = f"{_name}.control"

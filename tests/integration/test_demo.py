@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import Engine, text
 
 import celery_delay
 from celery_delay.embedded import EmbeddedRedis
+from tests.brokers import OwnRabbitMQ
 from tests.servers import REDIS, REDIS_62, RedisServers
+from tests.sql import SQLDatabases, administrator
 
 DEMO = Path(__file__).parents[2] / "example_project" / "demo.py"
 #: Small, and patient with a busy machine: how quick it is, is not what these tests ask.
@@ -110,6 +113,57 @@ def test_a_given_redis_keeps_its_own_keys_and_no_others(
 
         assert run.wait() == 0
         assert client.keys("*") == ["mine"]
+    assert run.leftovers() == []
+
+
+def test_it_runs_on_rabbitmq_and_postgresql_and_leaves_them_as_they_were(
+    demo: Callable[..., Run],
+    redis_servers: RedisServers,
+    rabbitmq: OwnRabbitMQ,
+    sql_databases: SQLDatabases,
+) -> None:
+    redis_servers.get(REDIS)
+    database = sql_databases.url("postgresql")
+    with administrator(database) as engine:
+        before = _databases(engine)
+
+        run = demo("--broker", rabbitmq.url, "--database", database)
+
+        assert run.wait() == 0
+        assert run.says("kill -9")
+        assert run.says("every effect happened exactly once, never early, with the right result")
+        assert _databases(engine) == before
+    assert run.leftovers() == []
+    for what in ("list_queues", "list_exchanges"):
+        assert "celery-delay-demo" not in rabbitmq.control(what, "name")
+
+
+def _databases(engine: Engine) -> set[str]:
+    """The server's databases; those of other tests come and go."""
+    with engine.connect() as connection:
+        names = connection.scalars(text("SELECT datname FROM pg_database"))
+        return {name for name in names if name.startswith("celery_delay_demo")}
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("--broker", "amqp://guest:secret@127.0.0.1:1//"), "--broker: cannot connect to amqp"),
+        (("--database", "postgresql+psycopg://me:secret@127.0.0.1:1"), "--database: cannot make"),
+        (("--database", "nonsense"), "--database: "),
+    ],
+)
+def test_a_server_that_is_not_there_is_named(
+    demo: Callable[..., Run], redis_servers: RedisServers, option: tuple[str, str], says: str
+) -> None:
+    redis_servers.get(REDIS)
+
+    run = demo(*option)
+
+    assert run.wait() == 1
+    assert run.says(says)
+    assert not run.says("Traceback")
+    assert not run.says("secret")
     assert run.leftovers() == []
 
 

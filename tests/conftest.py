@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.result import AsyncResult
 from hypothesis import settings
 
 from celery_delay.audit.database import Database
@@ -24,6 +25,10 @@ FOLDERS = {"unit", "contract", "properties", "model", "integration", "smoke", "f
 # how long an example takes says more of the machine than of the code
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+# Celery's results unsubscribe when they are collected.  Where their Redis is gone by then, that
+# takes 20 s and raises, in whatever test is running.
+AsyncResult.__del__ = lambda self: None
 
 # --- collection: the folder is the marker ------------------------------------------------
 

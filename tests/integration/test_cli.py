@@ -145,7 +145,8 @@ def test_list_tells_what_waits_the_earliest_first(app: Celery) -> None:
     assert first["queue"] == "celery"
     assert first["eta"].endswith("Z")
     assert first["eta_ms"] - document["now_ms"] == first["due_in_ms"]
-    assert 0 < first["due_in_ms"] <= HOUR * 1000
+    # now_ms may be behind Redis' clock by the way of one answer
+    assert 0 < first["due_in_ms"] <= HOUR * 1000 + 1_000
 
 
 def test_list_as_a_table_has_local_time_and_the_time_left(app: Celery) -> None:

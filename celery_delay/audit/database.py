@@ -18,8 +18,10 @@ from tenacity import (
     retry_if_exception,
     stop_after_attempt,
     stop_after_delay,
+    stop_never,
     wait_random_exponential,
 )
+from tenacity.stop import stop_base
 
 from celery_delay.audit.limits import Limits, connect_args, impose
 from celery_delay.audit.sources import Source, from_engine, from_url
@@ -141,14 +143,17 @@ class Database:
             AuditUnavailable: nothing of *work* was kept, unless the connection broke amid the
                 commit; so *work* must recognise what it did before.
         """
-        again = Retrying(
+        done: T = self._again(stop_after_attempt(ATTEMPTS))(self._write, work)
+        return done
+
+    def _again(self, stop: stop_base = stop_never) -> Retrying:
+        """Repeats what had to give way to another transaction, within the time-out."""
+        return Retrying(
             retry=retry_if_exception(_gave_way),
             wait=wait_random_exponential(multiplier=0.02, max=0.5),
-            stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(self.timeout * 0.9),
+            stop=stop | stop_after_delay(self.timeout * 0.9),
             reraise=True,
         )
-        done: T = again(self._write, work)
-        return done
 
     def _write(self, work: Callable[[Connection], T]) -> T:
         with self.writing() as connection:
@@ -170,6 +175,10 @@ class Database:
 
     def use_wal(self) -> None:
         """Let readers of an SQLite file go on while somebody writes; kept in the file."""
+        # of several who ask for this at once SQLite refuses all but one, without any waiting
+        self._again()(self._use_wal)
+
+    def _use_wal(self) -> None:
         with unavailable(), self.engine.connect().execution_options(begin="") as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 

@@ -280,7 +280,8 @@ def test_a_broker_that_goes_away_under_load_loses_nothing(site: Site, name: str)
         ended = time.time() * 1000
         # and when it is back tasks go on
         load.flows()
-    assert site.report().broker_failure == ""
+    # a standby may have been the first to hand off again
+    wait_until(lambda: site.report().broker_failure == "", 10, "the failure is over")
 
     # and all came, never early; at most one window of each beat came twice
     judged(site, name, load.etas, 1, (begun, ended))

@@ -17,6 +17,7 @@ from kombu.utils.imports import symbol_by_name
 from celery_delay import calls, canvas, configuration
 from celery_delay.amqp import AMQP, Capturing
 from celery_delay.broker import Broker
+from celery_delay.checking import Checking
 from celery_delay.chords import Chords
 from celery_delay.clock import SystemClock
 from celery_delay.collection import OPTION, Call
@@ -40,7 +41,7 @@ __all__ = ["CeleryDelay", "install"]
 logger = logging.getLogger(__name__)
 
 
-class CeleryDelay(Operations):
+class CeleryDelay(Operations, Checking):
     """Delayed tasks for *app*.  Calling it again on the same app changes nothing.
 
     The manager is also ``app.delayed``.

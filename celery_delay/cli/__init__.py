@@ -26,6 +26,7 @@ _VERBS: Mapping[str, str] = {
     "release": "releasing",
     "status": "status",
     "leader": "status",
+    "check": "checking",
     "migrate": "acting",
 }
 
@@ -54,6 +55,7 @@ def delay(ctx: click.Context) -> None:
     What waits:         celery -A proj delay list
     What happened:      celery -A proj delay history ID
     What is wrong:      celery -A proj delay status
+    Before a deploy:    celery -A proj delay check
 
     Each verb takes --json: one document, instants as ISO 8601 in UTC and in milliseconds.
 

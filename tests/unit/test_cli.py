@@ -22,8 +22,8 @@ from celery_delay.states import HoldOutcome, ReleaseOutcome, RescheduleOutcome
 from celery_delay.store.inspection import ServerReport, ShardReport
 
 VERBS = [
-    "list", "show", "history", "cancel", "reschedule", "run-now", "hold", "release", "status",
-    "leader", "migrate",
+    "list", "show", "history", "cancel", "reschedule", "run-now", "hold", "release",
+    "status", "leader", "check", "migrate",
 ]  # fmt: skip
 #: What a verb needs to be used rightly.
 NEEDS = {
@@ -85,6 +85,7 @@ def test_an_unknown_verb_is_wrong_usage() -> None:
         ("reschedule", "x", "--eta", "30m"),
         ("reschedule", "x", "--eta", "soon"),
         ("release", "--state", "SCHEDULED"),
+        ("check", "--limit", "0"),
     ],
 )
 def test_wrong_arguments_are_wrong_usage(arguments: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from kombu.utils.imports import symbol_by_name
 
-from celery_delay import calls, canvas, configuration
+from celery_delay import bulk, calls, canvas, configuration
 from celery_delay.amqp import AMQP, Capturing
 from celery_delay.broker import Broker
 from celery_delay.checking import Checking
@@ -265,5 +265,6 @@ def _with(mixin: type, ours: type, given: Any, default: str) -> Any:
     return type(base.__name__, (mixin, base), {})
 
 
+bulk.install_methods()
 calls.install_methods()
 canvas.install_methods()

@@ -7,7 +7,7 @@ and leave all the rest to ``apply_async``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
@@ -15,22 +15,19 @@ from celery import _state
 from celery.app.task import Task
 
 from celery_delay.amqp import Capturing
-from celery_delay.collection import OPTION, Call, collecting
+from celery_delay.collection import OPTION, Call
 from celery_delay.entries import Due
 from celery_delay.envelope import check_task_id, warn_if_dead_on_arrival
 from celery_delay.exceptions import NotInstalled
 from celery_delay.ports import Added
 from celery_delay.result import DelayedResult, EagerDelayedResult
-from celery_delay.shapes import is_plain, learn, recipe_for
+from celery_delay.shapes import learn, recipe_for
 
-__all__ = ["DelayedCall", "due_for", "install_methods", "require"]
-
-#: Entries that one bulk call hands to the store at a time.
-CHUNK = 500
+__all__ = ["DelayedCall", "due_for", "install_methods", "require", "result_of"]
 
 
 class DelayedCall(NamedTuple):
-    """One call of :func:`apply_delayed_many`."""
+    """One call of :func:`~celery_delay.bulk.apply_delayed_many`."""
 
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] | None = None
@@ -109,7 +106,7 @@ def apply_delayed(
         addition = recipe.addition(args, kwargs, due, options.get("task_id"))
         warn_if_dead_on_arrival(addition, delayed.clock)
         [added] = delayed.add([addition])
-        return _result(app, added, options.get("ignore_result", self.ignore_result))
+        return result_of(app, added, options.get("ignore_result", self.ignore_result))
     call = Call(due)
     result = self.apply_async(args, kwargs, **{OPTION: call}, **options)
     learn(self, args, kwargs, options, call)
@@ -143,72 +140,8 @@ def delay_until(
     return apply_delayed(self, args, kwargs, eta=instant)
 
 
-def apply_delayed_many(
-    self: Any,
-    calls: Iterable[DelayedCall | Sequence[Any]],
-    *,
-    countdown: float | timedelta | None = None,
-    eta: datetime | str | None = None,
-    tz: str | tzinfo | None = None,
-    chunk: int = CHUNK,
-    **options: Any,
-) -> list[DelayedResult | EagerDelayedResult]:
-    """Schedule many calls of the task with few round trips.
-
-    Arguments:
-        calls: :class:`DelayedCall` objects, or argument tuples.  A call without a time of
-            its own is due at *countdown* or *eta*.
-        chunk: how many are stored in one step.  All arguments are checked, and all messages
-            built, before the first step.
-        **options: as ``apply_async``; they count for every call.
-
-    Returns:
-        One result per call, in their order.
-
-    Raises:
-        As :func:`apply_delayed`.  Should a later chunk be refused, those stored by this call
-        are cancelled again before it raises.
-    """
-    app = self._get_app()
-    delayed = require(app)
-    if "task_id" in options:
-        raise TypeError("task_id cannot be the same for many calls: give DelayedCall(task_id=…)")
-    general = due_for(app, countdown, eta, tz) if countdown is not None or eta is not None else None
-    if app.conf.task_always_eager:
-        return [_eagerly(self, _call(one), countdown, eta, tz, options) for one in calls]
-    additions = []
-    recipe = None
-    for one in map(_call, calls):
-        due = general
-        if one.countdown is not None or one.eta is not None or due is None:
-            due = due_for(app, one.countdown, one.eta, tz if one.eta is not None else None)
-        check_task_id(one.task_id)
-        recipe = recipe or recipe_for(self, options)
-        if recipe is not None and is_plain(one.task_id):
-            addition = recipe.addition(one.args, one.kwargs, due, one.task_id)
-            warn_if_dead_on_arrival(addition, delayed.clock)
-        else:
-            own = options if one.task_id is None else {**options, "task_id": one.task_id}
-            call = Call(due)
-            with collecting(due) as collection:
-                self.apply_async(one.args, one.kwargs, **{OPTION: call}, **own)
-            learn(self, one.args, one.kwargs, own, call)
-            [addition] = collection.additions
-        additions.append(addition)
-    ignored = options.get("ignore_result", self.ignore_result)
-    return [_result(app, added, ignored) for added in delayed.add(additions, chunk=chunk)]
-
-
-def _eagerly(
-    task: Any, one: DelayedCall, countdown: Any, eta: Any, tz: Any, options: Mapping[str, Any]
-) -> DelayedResult | EagerDelayedResult:
-    if one.countdown is not None or one.eta is not None:
-        countdown, eta, tz = one.countdown, one.eta, tz if one.eta is not None else None
-    own = options if one.task_id is None else {**options, "task_id": one.task_id}
-    return apply_delayed(task, one.args, one.kwargs, countdown=countdown, eta=eta, tz=tz, **own)
-
-
-def _result(app: Any, added: Added, ignored: bool) -> DelayedResult:
+def result_of(app: Any, added: Added, ignored: bool) -> DelayedResult:
+    """The result of an entry that was stored; *ignored*: with ``ignore_result``."""
     result = DelayedResult(
         added.entry_id.task_id, app=app, entry_id=added.entry_id, eta_ms=added.due_ms
     )
@@ -216,11 +149,7 @@ def _result(app: Any, added: Added, ignored: bool) -> DelayedResult:
     return result
 
 
-def _call(given: DelayedCall | Sequence[Any]) -> DelayedCall:
-    return given if isinstance(given, DelayedCall) else DelayedCall(tuple(given))
-
-
 def install_methods() -> None:
     """Put the methods on Celery's Task, once for all apps of the process."""
-    for method in (apply_delayed, delay_for, delay_until, apply_delayed_many):
+    for method in (apply_delayed, delay_for, delay_until):
         setattr(Task, method.__name__, method)

@@ -22,7 +22,14 @@ __all__ = [
 
 
 class DelayError(Exception):
-    """Root of all errors of celery-delay."""
+    """Root of all errors of celery-delay.
+
+    Attributes:
+        stored: of a bulk call, how many of its calls were stored in chunks before the one that
+            failed; they stay.
+    """
+
+    stored: int = 0
 
 
 class NotInstalled(DelayError):

@@ -16,6 +16,7 @@ __all__ = ["delay"]
 
 #: verb → the module of this package that has it, as a command of the verb's name.
 _VERBS: Mapping[str, str] = {
+    "add": "adding",
     "list": "listing",
     "show": "story",
     "history": "story",

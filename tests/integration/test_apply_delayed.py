@@ -490,24 +490,22 @@ def test_no_call_is_no_error(app: Celery) -> None:
     assert app.add.apply_delayed_many([], countdown=60) == []
 
 
-@pytest.mark.parametrize("chunk", [2, 500])
 @pytest.mark.parametrize("shards", [1, 4])
-def test_many_calls_are_all_stored_or_none(
-    new_app: Callable[..., Celery], way: Any, chunk: int, shards: int
+def test_a_chunk_is_stored_whole_or_not_at_all(
+    new_app: Callable[..., Celery], way: Any, shards: int
 ) -> None:
     # Given an entry with the task id of the last of many calls
     app = new_app(delay_shards=shards)
     with way(app.add):
         app.add.apply_delayed((0, 0), countdown=60, task_id="taken")
         calls = [DelayedCall((i, i), task_id=f"t{i}") for i in range(7)]
-        # When they are scheduled
-        with pytest.raises(AlreadyScheduled, match="taken"):
-            app.add.apply_delayed_many(
-                [*calls, DelayedCall((8, 8), task_id="taken")], countdown=60, chunk=chunk
-            )
-        # Then none is left, whatever chunks there were, and the same call can be made again
+        # When they are scheduled in one chunk
+        with pytest.raises(AlreadyScheduled, match="taken") as caught:
+            app.add.apply_delayed_many([*calls, DelayedCall((8, 8), task_id="taken")], countdown=60)
+        # Then none is left, and the same call can be made again
+        assert caught.value.stored == 0
         assert [one.entry_id.task_id for one in app.delayed.list()] == ["taken"]
-        assert len(app.add.apply_delayed_many(calls, countdown=60, chunk=chunk)) == 7
+        assert len(app.add.apply_delayed_many(calls, countdown=60)) == 7
 
     assert app.delayed.count() == 8
 
@@ -519,9 +517,11 @@ def test_the_same_task_id_twice_in_one_call_is_refused(app: Celery) -> None:
     assert app.delayed.count() == 0
 
 
-def test_nothing_is_stored_when_a_later_call_cannot_be_built(app: Celery, way: Any) -> None:
+def test_nothing_of_a_chunk_is_stored_when_one_of_its_calls_cannot_be_built(
+    app: Celery, way: Any
+) -> None:
     with way(app.add), pytest.raises(EncodeError):
-        app.add.apply_delayed_many([(1, 2)] * 5 + [(object(), 1)], countdown=60, chunk=2)
+        app.add.apply_delayed_many([(1, 2)] * 5 + [(object(), 1)], countdown=60)
 
     assert app.delayed.count() == 0
 

@@ -22,13 +22,13 @@ from celery_delay.states import HoldOutcome, ReleaseOutcome, RescheduleOutcome
 from celery_delay.store.inspection import ServerReport, ShardReport
 
 VERBS = [
-    "list", "show", "history", "cancel", "reschedule", "run-now", "hold", "release",
+    "add", "list", "show", "history", "cancel", "reschedule", "run-now", "hold", "release",
     "status", "leader", "check", "migrate",
 ]  # fmt: skip
 #: What a verb needs to be used rightly.
 NEEDS = {
     "show": ["x"], "history": ["x"], "cancel": ["x"], "reschedule": ["x", "--by", "1"],
-    "run-now": ["x"], "hold": ["x"], "release": ["x"],
+    "run-now": ["x"], "hold": ["x"], "release": ["x"], "add": ["x", "--countdown", "1"],
 }  # fmt: skip
 NOW = 1_800_000_000_000
 
@@ -86,6 +86,15 @@ def test_an_unknown_verb_is_wrong_usage() -> None:
         ("reschedule", "x", "--eta", "soon"),
         ("release", "--state", "SCHEDULED"),
         ("check", "--limit", "0"),
+        ("add",),
+        ("add", "x", "--from", "-", "--countdown", "1"),
+        ("add", "--from", "no-such-file"),
+        ("add", "--from", "-", "--args", "[]"),
+        ("add", "--from", "-", "--chunk", "1001"),
+        ("add", "x", "--countdown", "1", "--skip", "1"),
+        ("add", "x", "--args", "{}", "--countdown", "1"),
+        ("add", "x", "--kwargs", "[]", "--countdown", "1"),
+        ("add", "x", "--args", "nothing", "--countdown", "1"),
     ],
 )
 def test_wrong_arguments_are_wrong_usage(arguments: tuple[str, ...]) -> None:

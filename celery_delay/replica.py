@@ -21,6 +21,7 @@ from celery_delay.elector import Elector
 from celery_delay.exceptions import AuditUnavailable, ForeignDatabase
 from celery_delay.handoff import Handoff
 from celery_delay.loops import Loop
+from celery_delay.node import Node
 from celery_delay.path import HandoffPath
 from celery_delay.publisher import BrokerPublisher
 from celery_delay.reconciler import Reconciler
@@ -40,6 +41,10 @@ class Replica:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         path = HandoffPath(delayed)
         self.shards = [_Shard(delayed, keys, self.holder, path) for keys in delayed.shard_keys]
+        self._answering: Loop | None = None
+        if delayed.settings.remote_control:
+            node = Node(delayed, self.term, self.holder)
+            self._answering = Loop("remote-control", node.run_once, delayed.clock, last=node.close)
 
     def term(self, shard: int = 0) -> int | None:
         """The term in which this replica leads the shard now."""
@@ -49,9 +54,13 @@ class Replica:
         """Start all threads."""
         for shard in self.shards:
             shard.start()
+        if self._answering is not None:
+            self._answering.start()
 
     def stop(self) -> None:
         """Tell all threads to end.  Takes no lock: a signal handler may call it."""
+        if self._answering is not None:
+            self._answering.stop()
         for shard in self.shards:
             shard.stop()
 
@@ -59,6 +68,8 @@ class Replica:
         """Wait for the threads, *seconds* at most in all."""
         for shard in self.shards:
             seconds = shard.join(seconds)
+        if self._answering is not None and self._answering.is_alive():
+            self._answering.join(max(0.0, seconds))
 
 
 class _Shard:

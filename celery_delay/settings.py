@@ -309,6 +309,12 @@ class Settings:
         _count(1, 10_000),
         """How many journal entries one SQL transaction takes at most.""",
     )
+    remote_control: bool = _setting(
+        True,
+        _choice(True, False),
+        """Whether each beat answers ``celery inspect`` and carries out ``celery control revoke``
+        for stored tasks, as ``delay-PID@HOST``.""",
+    )
     max_payload: int = _setting(
         1_048_576,
         _count(1_024, 512_000_000),

@@ -136,6 +136,9 @@ def test_each_role_does_its_work_as_a_user_of_its_own(
     assert producer.delayed.list() == []
     effects = tmp_path / "effects"
     wait_until(lambda: "note tick" in effects.read_text(), what="a periodic task")
+    # the node of remote control answers; the beat's user may not ask, so an admin does
+    with Celery(broker=guarded.url("admin").replace(PASSWORD, "admin")) as tool:
+        assert len(tool.control.inspect(timeout=2).stats() or ()) == 3
     # a leader hands over, and the command line reads, with the rights of a beat
     first.stop()
     note.apply_delayed(("after",), countdown=0.1).get(timeout=20)
@@ -181,6 +184,22 @@ def test_a_worker_that_schedules_has_rights_of_its_own(
     assert producer.tasks["flaky"].apply_delayed((2,), countdown=0.2).get(timeout=20) == 2
 
     assert guarded.denied() == []
+
+
+def test_a_beat_without_the_channel_of_remote_control_only_warns(
+    guarded: Guarded, roles: Callable[..., Any]
+) -> None:
+    with guarded.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "beat", "resetchannels")
+    try:
+        beat = roles("beat").beat()
+        beat.wait_for_log(r"remote-control cannot work.*does not let beat listen", timeout=20)
+        beat.wait_for_log(r"leads \(term")
+        assert beat.stop(timeout=5) == 0
+    finally:
+        with guarded.client() as admin:
+            admin.execute_command("ACL", "SETUSER", "beat", *_rules(guarded.version)["beat"])
+    guarded.denied()
 
 
 MARK, SCHEDULE, LEASE = (f"{{celery-delay:0}}:{one}" for one in ("mark", "schedule", "lease"))

@@ -87,7 +87,9 @@ def test_inspect_tells_of_stored_tasks_once(beats: Beats) -> None:
         ("leader", 2),
         ("standby", 2),
     ]
-    assert beats.inspect("ping") == {one: {"ok": "pong"} for one in (leader, standby)}
+    assert beats.app.control.inspect(timeout=2).ping() == {
+        one: {"ok": "pong"} for one in (leader, standby)
+    }
     # an end is quick, and leaves no queue behind
     for name in ("first", "second"):
         beats.procs.processes[name].stop(timeout=5)
@@ -174,12 +176,14 @@ def test_on_rabbitmq(
     beat: CeleryProcess = harness("running", path=(project,), env=env).beat()
     name = beat.wait_for_log(READY)[1]
     with Celery("stock", broker=rabbitmq.url, set_as_current=False) as stock:
-        assert stock.control.inspect(timeout=2).ping() == {name: {"ok": "pong"}}
+        with stock.connection_for_write() as connection:
+            asked = stock.control.inspect(timeout=2, connection=connection)
+            assert asked.ping() == {name: {"ok": "pong"}}
         mark = beat.mark()
-        rabbitmq.control(
-            "eval",
-            '[rabbit_networking:close_connection(P, "test") || P <- rabbit_networking:connections()].',
-        )
+        closing = 'rabbit_networking:close_connection(P, "test")'
+        rabbitmq.control("eval", f"[{closing} || P <- rabbit_networking:connections()].")
         beat.wait_for_log(READY, since=mark, timeout=30)
-        assert stock.control.inspect(timeout=2).stats()[name]["role"] == "leader"
+        with stock.connection_for_write() as connection:
+            asked = stock.control.inspect(timeout=2, connection=connection)
+            assert asked.stats()[name]["role"] == "leader"
     assert beat.stop(timeout=5) == 0

@@ -55,7 +55,8 @@ def test_tasks_go_on_while_the_store_is_silent(
 
     # Then all of them run, and the worker answers meanwhile
     wait_until(lambda: len(here.effects) == 101, 60)
-    assert here.app.control.ping(timeout=10, limit=1) == [{"worker@test": {"ok": "pong"}}]
+    answers = here.app.control.ping(timeout=10, destination=["worker@test"])
+    assert answers == [{"worker@test": {"ok": "pong"}}]
     for one in lost:
         with pytest.raises(Exception, match="unheard"):
             one.get(timeout=30)

@@ -138,7 +138,7 @@ def test_each_role_does_its_work_as_a_user_of_its_own(
     wait_until(lambda: "note tick" in effects.read_text(), what="a periodic task")
     # the node of remote control answers; the beat's user may not ask, so an admin does
     with Celery(broker=guarded.url("admin").replace(PASSWORD, "admin")) as tool:
-        assert len(tool.control.inspect(timeout=2).stats() or ()) == 3
+        assert len(tool.control.inspect(timeout=10, limit=3).stats() or ()) == 3
     # a leader hands over, and the command line reads, with the rights of a beat
     first.stop()
     note.apply_delayed(("after",), countdown=0.1).get(timeout=20)

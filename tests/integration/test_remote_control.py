@@ -37,7 +37,7 @@ class Beats(Running):
         return beat.wait_for_log(READY)[1]
 
     def inspect(self, *arguments: str) -> Any:
-        ran = self.procs.run("inspect", "-j", "-t", "2", *arguments)
+        ran = self.procs.run("inspect", "-j", "-t", "10", *arguments)
         assert ran.returncode == 0, ran
         return json.loads(ran.stdout)
 
@@ -72,17 +72,19 @@ def test_inspect_tells_of_stored_tasks_once(beats: Beats) -> None:
     late, early = beats.later("late", countdown=2 * HOUR), beats.later("early")
     beats.app.delayed.hold(held := beats.later("held"))
 
-    told = beats.inspect("scheduled")
+    told = beats.inspect("-d", f"{leader},{standby}", "scheduled")
     assert [one["request"]["id"] for one in told[leader]] == [early, late]
     assert told[leader][0]["request"]["args"] == ["early"]
     assert told[standby] == []
-    found = beats.app.control.inspect(timeout=2).query_task(early, held, "unknown")
+    # an end to the waiting as soon as both have answered
+    asked = beats.app.control.inspect(timeout=10, limit=2)
+    found = asked.query_task(early, held, "unknown")
     assert {task_id: state for task_id, (state, _) in found[leader].items()} == {
         early: "scheduled",
         held: "held",
     }
     assert found[standby] == {}
-    stats = beats.app.control.inspect(timeout=2).stats()
+    stats = asked.stats()
     assert [(stats[one]["role"], stats[one]["pending"]) for one in (leader, standby)] == [
         ("leader", 2),
         ("standby", 2),
@@ -111,7 +113,7 @@ def test_a_stock_app_revokes_stored_tasks_while_no_worker_is_up(
     assert beats.app.delayed.count() == 5
 
     stock.control.revoke(one)
-    answers = stock.control.revoke([two, three, one], reply=True, timeout=2)
+    answers = stock.control.revoke([two, three, one], reply=True, timeout=10, limit=1)
     assert "ok" in next(iter(answers[0].values()))
     stock.control.revoke_by_stamped_headers({"shop": ["north"]})
 
@@ -144,7 +146,7 @@ def test_the_node_comes_back_with_its_broker(
         client.client_kill_filter(_type="pubsub")
     beat.wait_for_log(READY, since=mark)
 
-    assert stock.control.inspect(timeout=2).ping() == {name: {"ok": "pong"}}
+    assert stock.control.inspect(timeout=10, limit=1).ping() == {name: {"ok": "pong"}}
     assert "Traceback" not in beat.output()
 
 
@@ -177,13 +179,13 @@ def test_on_rabbitmq(
     name = beat.wait_for_log(READY)[1]
     with Celery("stock", broker=rabbitmq.url, set_as_current=False) as stock:
         with stock.connection_for_write() as connection:
-            asked = stock.control.inspect(timeout=2, connection=connection)
+            asked = stock.control.inspect(timeout=10, limit=1, connection=connection)
             assert asked.ping() == {name: {"ok": "pong"}}
         mark = beat.mark()
         closing = 'rabbit_networking:close_connection(P, "test")'
         rabbitmq.control("eval", f"[{closing} || P <- rabbit_networking:connections()].")
         beat.wait_for_log(READY, since=mark, timeout=30)
         with stock.connection_for_write() as connection:
-            asked = stock.control.inspect(timeout=2, connection=connection)
+            asked = stock.control.inspect(timeout=10, limit=1, connection=connection)
             assert asked.stats()[name]["role"] == "leader"
     assert beat.stop(timeout=5) == 0

@@ -19,6 +19,7 @@ from celery_delay.clock import Clock
 from celery_delay.entries import Due
 from celery_delay.envelope import HEADER, Commands, Story, moved
 from celery_delay.exceptions import DelayError, StoreUnavailable
+from celery_delay.ports import StaleEpoch
 from celery_delay.settings import Settings
 from celery_delay.store.connection import AnswerLost, Links
 from celery_delay.store.keys import ShardKeys
@@ -66,6 +67,8 @@ def difference(
         if "permission" in str(exc):  # that is no state of the world that passes
             return str(exc)
         raise
+    except StaleEpoch as exc:
+        raise StoreUnavailable("Redis was restarted while the move was tried out") from exc
     except DelayError as exc:
         return str(exc)
     finally:

@@ -225,7 +225,8 @@ def test_redis_away_and_back(
         failing = [line for line in said if "keeps trying" in line or "tried again" in line]
         assert failing, said
         assert len(failing) == len({line.split(",")[0] for line in failing})
-        assert len(said) <= 6, said
+        # five parts; with each try it would be far more in these seconds
+        assert len(said) <= 10, said
     # And when it is back, they go on, and say so
     marks = [beat.mark() for beat in beats]
     server.start()

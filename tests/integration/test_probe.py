@@ -16,6 +16,7 @@ from celery_delay import probe
 from celery_delay.embedded import EmbeddedRedis
 from celery_delay.exceptions import StoreUnavailable
 from celery_delay.path import HandoffPath
+from celery_delay.store.redis import RedisStore
 from tests.projects import make_app
 
 
@@ -109,6 +110,16 @@ def test_a_user_who_may_not_reach_the_queues_publishes(
     assert path.chosen == "claim"
     [told] = [one for one in caplog.records if getattr(one, "event", "") == "path_chosen"]
     assert told.levelno == logging.WARNING
+
+
+def test_a_restart_in_the_middle_decides_nothing(
+    new_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = new_app()
+    monkeypatch.setattr(RedisStore, "begin_epoch", lambda *_, **__: None)  # that history is gone
+
+    with pytest.raises(StoreUnavailable, match="restarted"):
+        app.delayed.move_differs()
 
 
 def test_the_way_is_the_claim_where_it_is_asked_for_or_the_broker_is_elsewhere(

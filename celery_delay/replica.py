@@ -1,8 +1,9 @@
 """One beat process' part in the whole: its threads, shard by shard.
 
-Each shard has an elector thread with a connection of its own, a dispatcher thread, and an
-auditor thread, the only one that touches SQL.  They share nothing but the elector's answer
-to "in which term do we lead?" and bells.
+Each shard has an elector thread with a connection of its own, a dispatcher thread, a publisher
+thread for what no move reaches, and an auditor thread, the only one that touches SQL.  They
+share nothing but the elector's answer to "in which term do we lead?" and bells.  One more
+thread, of the whole process, answers remote control.
 """
 
 from __future__ import annotations

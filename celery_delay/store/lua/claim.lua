@@ -15,28 +15,14 @@
 now = time_ms(now)
 local source = from == 'schedule' and schedule or outbound
 local progress = from == 'schedule' and 'progress' or 'published'
-if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
-  return { 'EPOCH', text(now) }
-end
-if latest_ms > 0 and now > latest_ms then
-  return { 'JUMPED', text(now) }
-end
-if steal_ms > 0 then
-  if now - tonumber(redis.call('HGET', mark, progress) or 0) <= steal_ms then
-    return { 'STANDBY', text(now) }
-  end
-else
-  redis.call('HSET', mark, progress, text(now))
-end
-
-local function next_due()
-  local head = redis.call('ZRANGE', source, 0, 0, 'WITHSCORES')
-  return head[2] or '-1'
+local refused = refusal(progress)
+if refused then
+  return refused
 end
 
 local due = due_entries(source, now - hold_ms - steal_ms, limit)
 if #due == 0 then
-  return { 'OK', text(now), next_due(), 0, 0, 0, '' }
+  return { 'OK', text(now), next_due(source), 0, 0, 0, '' }
 end
 local ids, taken = {}, {}
 for i, entry in ipairs(due) do
@@ -61,7 +47,7 @@ for _, entry in ipairs(taken) do
   end
 end
 local failure = finish()
-local told = { 'OK', text(now), next_due(), #expired, #bad, #stuck, failure }
+local told = { 'OK', text(now), next_due(source), #expired, #bad, #stuck, failure }
 for _, part in ipairs(answer) do
   told[#told + 1] = part
 end

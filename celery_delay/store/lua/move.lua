@@ -14,28 +14,14 @@
 --   declared, so Redis Cluster refuses this script.
 
 now = time_ms(now)
-if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
-  return { 'EPOCH', text(now) }
-end
-if latest_ms > 0 and now > latest_ms then
-  return { 'JUMPED', text(now) }
-end
-if steal_ms > 0 then
-  if now - tonumber(redis.call('HGET', mark, 'progress') or 0) <= steal_ms then
-    return { 'STANDBY', text(now) }
-  end
-else
-  redis.call('HSET', mark, 'progress', text(now))
-end
-
-local function next_due()
-  local head = redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')
-  return head[2] or '-1'
+local refused = refusal('progress')
+if refused then
+  return refused
 end
 
 local due = due_entries(schedule, now - hold_ms - steal_ms, limit)
 if #due == 0 then
-  return { 'OK', text(now), next_due(), 0, 0, 0, 0, 0, '' }
+  return { 'OK', text(now), next_due(schedule), 0, 0, 0, 0, 0, '' }
 end
 
 -- Checks first: nothing is written until each entry has its place to go.
@@ -126,4 +112,4 @@ for _, queue in pairs(queues) do
 end
 local failure = finish()
 write_journal('DISPATCHED', dispatched)
-return { 'OK', text(now), next_due(), moved, lag, #expired, #bad, #stuck, failure }
+return { 'OK', text(now), next_due(schedule), moved, lag, #expired, #bad, #stuck, failure }

@@ -1,6 +1,27 @@
 -- Due entries on their way out: which are fit to go, and the end of those that are not.
--- Expects the locals: now, entries, blocked, and those of journal.lua, tombstones.lua,
--- records.lua, messages.lua and quarantine.lua.
+-- Expects the locals: now, mark, epoch, latest_ms, steal_ms, entries, blocked, and those of
+-- journal.lua, tombstones.lua, records.lua, messages.lua and quarantine.lua.
+
+local function refusal(progress)
+  -- returns: why this caller takes nothing now, as the script's answer; or nil
+  --   progress  the mark that the leader leaves each time, and a standby looks at
+  if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
+    return { 'EPOCH', text(now) }
+  end
+  if latest_ms > 0 and now > latest_ms then
+    return { 'JUMPED', text(now) }
+  end
+  if steal_ms == 0 then
+    redis.call('HSET', mark, progress, text(now))
+  elseif now - tonumber(redis.call('HGET', mark, progress) or 0) <= steal_ms then
+    return { 'STANDBY', text(now) }
+  end
+end
+
+local function next_due(from)
+  local head = redis.call('ZRANGE', from, 0, 0, 'WITHSCORES')
+  return head[2] or '-1'
+end
 
 local function due_entries(from, before, limit)
   -- returns: the first entries due by then, with their records

@@ -7,6 +7,7 @@ Celery takes it, and a message that would be dropped in silence is refused befor
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from celery_delay.claims import Publishing
 from celery_delay.clock import Clock
 
 __all__ = [
+    "UNFIT",
     "Blocked",
     "Closed",
     "Message",
@@ -26,6 +28,8 @@ __all__ = [
     "Unroutable",
 ]
 
+#: Errors in a message itself: no broker would ever take it.
+UNFIT = (KeyError, OverflowError, TypeError, ValueError, struct.error)
 #: What became of a message, and why.
 Outcome = tuple[Publishing, str]
 

@@ -6,7 +6,6 @@ that no queue would get comes back.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,6 +14,7 @@ from amqp.exceptions import FrameSyntaxError
 from kombu.entity import Exchange
 
 from celery_delay.channels import (
+    UNFIT,
     Blocked,
     Closed,
     Message,
@@ -30,7 +30,7 @@ __all__ = ["ConfirmingChannel"]
 #: AMQP's codes for a declaration that this user may not make, or that differs from what is there.
 _NOT_OURS = (403, 406)
 #: What py-amqp raises for a message that it cannot write, before it has written any of it.
-_UNWRITABLE = (FrameSyntaxError, KeyError, OverflowError, TypeError, ValueError, struct.error)
+_UNWRITABLE = (FrameSyntaxError, *UNFIT)
 #: Bodies up to this size, in bytes, are refused by no broker for their size.
 _SMALL = 65_536
 

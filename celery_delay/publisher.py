@@ -11,7 +11,6 @@ goodbye while it blocks publishers.
 from __future__ import annotations
 
 import base64
-import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from kombu.utils.json import object_hook
 
 from celery_delay.channels import (
+    UNFIT,
     Blocked,
     Closed,
     Message,
@@ -38,8 +38,6 @@ __all__ = ["BrokerPublisher"]
 
 #: A connection that was not used for so long, in seconds, may be dead without our knowing.
 IDLE = 30.0
-#: Errors in a message itself: no broker would ever take it.
-_UNFIT = (KeyError, OverflowError, TypeError, ValueError, struct.error)
 #: RabbitMQ refuses a longer ``expiration``; without it the worker still minds the ``expires``.
 LONGEST_EXPIRATION_MS = 2**32 - 1
 #: From this attempt on an error that is nobody's known failure counts as the message's own.
@@ -190,7 +188,7 @@ class BrokerPublisher:
         in_doubt = Publishing.UNKNOWN if sent else Publishing.AWAY
         if isinstance(exc, (*self._connection.connection_errors, TimeoutError)):
             return in_doubt, text
-        if isinstance(exc, (*self._connection.channel_errors, *_UNFIT)):
+        if isinstance(exc, (*self._connection.channel_errors, *UNFIT)):
             return Publishing.REFUSED, _text(exc)
         return (Publishing.REFUSED if one.attempt >= STUBBORN else in_doubt), text
 

@@ -16,7 +16,16 @@ from celery_delay.cli.lines import Call, Default, Line, LineError, build, chunks
 from celery_delay.cli.output import Output
 from celery_delay.cli.progress import progress_bar
 from celery_delay.cli.times import DATETIME, SECONDS, fields, local
-from celery_delay.cli.verb import NO, UNAVAILABLE, USAGE, YES, option, say_error, verb
+from celery_delay.cli.verb import (
+    NO,
+    UNAVAILABLE,
+    USAGE,
+    YES,
+    option,
+    say_error,
+    tasks_load,
+    verb,
+)
 from celery_delay.exceptions import (
     AlreadyScheduled,
     DelayError,
@@ -115,8 +124,8 @@ def add_command(
         raise click.UsageError("--skip goes with --from")
     if delayed.app.conf.task_always_eager:
         raise InvalidSetting("task_always_eager is set, so nothing would wait")
-    if (code := _load(delayed)) is not None:
-        return code
+    if not tasks_load(delayed):
+        return USAGE
     if source is None:
         call = Call(task or "", one["args"] or [], one["kwargs"] or {}, countdown, eta,
                     one["task_id"], one["queue"])  # fmt: skip
@@ -137,19 +146,6 @@ def _add_lines(adding: _Adding, source: IO[bytes], chunk: int, skip: int) -> Non
     except KeyboardInterrupt:
         # between two chunks: what is stored is known
         adding.fail("interrupted", NO)
-
-
-def _load(delayed: CeleryDelay) -> int | None:
-    from celery_delay.checking import load_tasks
-
-    try:
-        load_tasks(delayed.app)
-    except DelayError:
-        raise
-    except Exception as exc:
-        say_error(f"the tasks cannot be imported: {type(exc).__name__}: {exc}")
-        return USAGE
-    return None
 
 
 def _add_one(delayed: CeleryDelay, out: Output, call: Call, by_name: bool, dry_run: bool) -> int:

@@ -9,8 +9,7 @@ import click
 from celery_delay.cli.output import Output
 from celery_delay.cli.progress import progress_bar
 from celery_delay.cli.times import fields, local
-from celery_delay.cli.verb import NO, USAGE, YES, option, say_error, verb
-from celery_delay.exceptions import DelayError
+from celery_delay.cli.verb import NO, USAGE, YES, option, tasks_load, verb
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
@@ -45,14 +44,7 @@ def check_command(delayed: CeleryDelay, out: Output, *, ignore: tuple[str, ...],
     The exit code is 0 if all fit, 1 if some do not, 2 if the tasks cannot be imported, 69
     if Redis cannot be reached.
     """
-    from celery_delay.checking import load_tasks
-
-    try:
-        load_tasks(delayed.app)
-    except DelayError:
-        raise
-    except Exception as exc:
-        say_error(f"the tasks cannot be imported: {type(exc).__name__}: {exc}")
+    if not tasks_load(delayed):
         return USAGE
     total = delayed.pending()
     with progress_bar("reading", total) as show:

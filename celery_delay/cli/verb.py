@@ -20,7 +20,17 @@ from celery_delay.exceptions import (
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
 
-__all__ = ["NO", "UNAVAILABLE", "USAGE", "YES", "option", "queue_of", "say_error", "verb"]
+__all__ = [
+    "NO",
+    "UNAVAILABLE",
+    "USAGE",
+    "YES",
+    "option",
+    "queue_of",
+    "say_error",
+    "tasks_load",
+    "verb",
+]
 
 _Verb = Callable[..., Any]
 
@@ -47,6 +57,20 @@ def option(*names: str, **settings: Any) -> Callable[[_Verb], _Verb]:
 def say_error(error: object) -> None:
     """One line on stderr."""
     click.echo(f"celery delay: {' '.join(str(error).split())}", err=True)
+
+
+def tasks_load(delayed: CeleryDelay) -> bool:
+    """Import the project's tasks as a worker would; False after saying why that fails."""
+    from celery_delay.checking import load_tasks
+
+    try:
+        load_tasks(delayed.app)
+    except DelayError:
+        raise  # the verb's own to tell
+    except Exception as exc:
+        say_error(f"the tasks cannot be imported: {type(exc).__name__}: {exc}")
+        return False
+    return True
 
 
 def queue_of(key: str | None) -> str | None:

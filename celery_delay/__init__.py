@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay, install
     from celery_delay.beat import Scheduler
-    from celery_delay.entries import EntryId
-    from celery_delay.exceptions import DelayError
-    from celery_delay.result import DelayedResult
-    from celery_delay.states import (
+    from celery_delay.calling.result import DelayedResult
+    from celery_delay.domain.entries import EntryId
+    from celery_delay.domain.states import (
         CancelOutcome,
         HoldOutcome,
         ReleaseOutcome,
         RescheduleOutcome,
         State,
+        UpdateOutcome,
     )
+    from celery_delay.exceptions import DelayError
 
 __version__ = "0.1.0"
 
@@ -36,20 +37,22 @@ __all__ = [
     "RescheduleOutcome",
     "Scheduler",
     "State",
+    "UpdateOutcome",
     "install",
 ]
 
 _HOMES = {
-    "CancelOutcome": "states",
+    "CancelOutcome": "domain.states",
     "CeleryDelay": "app",
     "DelayError": "exceptions",
-    "DelayedResult": "result",
-    "EntryId": "entries",
-    "HoldOutcome": "states",
-    "ReleaseOutcome": "states",
-    "RescheduleOutcome": "states",
+    "DelayedResult": "calling.result",
+    "EntryId": "domain.entries",
+    "HoldOutcome": "domain.states",
+    "ReleaseOutcome": "domain.states",
+    "RescheduleOutcome": "domain.states",
     "Scheduler": "beat",
-    "State": "states",
+    "State": "domain.states",
+    "UpdateOutcome": "domain.states",
     "install": "app",
 }
 

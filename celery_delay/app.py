@@ -7,41 +7,70 @@ connected, when something is scheduled.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kombu.utils.imports import symbol_by_name
 
-from celery_delay import bulk, calls, canvas, configuration
-from celery_delay.amqp import AMQP, Capturing
-from celery_delay.broker import Broker
-from celery_delay.checking import Checking
-from celery_delay.chords import Chords
-from celery_delay.clock import SystemClock
-from celery_delay.collection import OPTION, Call
-from celery_delay.control import Control, Revoking
-from celery_delay.entries import Addition
-from celery_delay.envelope import check_task_id
-from celery_delay.operations import Operations
-from celery_delay.ports import Added, Transition
-from celery_delay.probe import difference
-from celery_delay.result import DelayedResult
-from celery_delay.results import ResultBackend
-from celery_delay.settings import Settings
-from celery_delay.store.additions import ADD_LIMIT
+from celery_delay import configuration
+from celery_delay.broker.probe import difference
+from celery_delay.broker.reach import Broker
+from celery_delay.calling import bulk, calls, canvas
+from celery_delay.calling.amqp import AMQP, Capturing
+from celery_delay.calling.chords import Chords
+from celery_delay.calling.result import DelayedResult
+from celery_delay.delayed.adding import Adding
+from celery_delay.delayed.checking import Checking
+from celery_delay.delayed.control import Control, Revoking
+from celery_delay.delayed.keyholders import KeyHolders
+from celery_delay.delayed.recording import Recording
+from celery_delay.delayed.retaining import Retaining
+from celery_delay.delayed.updating import Updating
+from celery_delay.delayed.verifying import Verifying
+from celery_delay.doctor import Doctoring
+from celery_delay.domain.clock import SystemClock
+from celery_delay.domain.outbox import within
+from celery_delay.domain.settings import Settings
+from celery_delay.exceptions import ForeignDatabase, StoreUnavailable
+from celery_delay.message.collection import OPTION, Call
+from celery_delay.message.redaction import Redactor
+from celery_delay.metrics.exposition import require
+from celery_delay.porting.importing import Importing
+from celery_delay.porting.resealing import Resealing
+from celery_delay.services.amending import Amending
 from celery_delay.store.connection import Links
-from celery_delay.store.keys import ShardKeys, shard_of
+from celery_delay.store.keys import ShardKeys
 from celery_delay.store.redis import RedisStore
-from celery_delay.worker import WorkerSignals
+from celery_delay.telemetry import ecs
+from celery_delay.worker.guard import Guard
+from celery_delay.worker.links import RunLinks
+from celery_delay.worker.results import ResultBackend
+from celery_delay.worker.revokes import Revokes
+from celery_delay.worker.signals import WorkerSignals
+
+if TYPE_CHECKING:
+    from celery_delay.periodic.schedules import Schedules
 
 __all__ = ["CeleryDelay", "install"]
 
 logger = logging.getLogger(__name__)
 
 
-class CeleryDelay(Operations, Checking):
+class CeleryDelay(
+    Adding,
+    Verifying,
+    Importing,
+    Resealing,
+    KeyHolders,
+    Updating,
+    Checking,
+    Doctoring,
+    Retaining,
+    Recording,
+):
     """Delayed tasks for *app*.  Calling it again on the same app changes nothing.
 
     The manager is also ``app.delayed``.
@@ -68,8 +97,15 @@ class CeleryDelay(Operations, Checking):
         app.fixups = {*app.fixups, f"{__name__}:{CeleryDelay.__name__}"}
         self._signals = WorkerSignals(app, self)
         self._signals.connect()
+        self._revokes = Revokes(app, self)
+        self._revokes.connect()
+        RunLinks(app).connect()
+        self._guard = Guard(app, self)
+        self._guard.connect()
         self._chords = Chords(app, self.clock)
         self._chords.connect()
+        self.log_format = ecs.LogFormat(app, self)
+        self.log_format.connect()
 
     # -- scheduling ---------------------------------------------------------------------
 
@@ -89,58 +125,15 @@ class CeleryDelay(Operations, Checking):
         Raises:
             As ``Task.apply_delayed``.
         """
-        call = Call(calls.due_for(self.app, countdown, eta, tz))
-        check_task_id(options.get("task_id"))
+        if (transaction := calls.take_transaction(self.app, options)) is not None:
+            with within(transaction):
+                return self.send_task(
+                    name, args, kwargs, countdown=countdown, eta=eta, tz=tz, **options
+                )
+        call = Call(calls.delay_of(self.app, countdown, eta, tz, options))
         result = self.app.send_task(name, args, kwargs, **{OPTION: call}, **options)
         assert call.added is not None
         return DelayedResult.of(result, call.added)
-
-    def add(
-        self,
-        additions: Sequence[Addition],
-        chunk: int = ADD_LIMIT,
-        *,
-        needs_leader: bool = False,
-        until: float | None = None,
-    ) -> list[Added]:
-        """Store entries of one call: all of them, or an exception and none.
-
-        A shard or chunk is one step.  Should a later one be refused, the earlier ones are
-        cancelled again; a crash in between leaves them stored.
-
-        Arguments:
-            needs_leader: store nothing while no beat leads.
-            until: when (boot clock) the first step ends at the latest; ``None``:
-                ``delay_publish_timeout`` from now, which is what each later step has.
-        """
-        steps: dict[tuple[int, int], list[int]] = {}
-        filled: dict[int, int] = {}
-        for position, one in enumerate(additions):
-            shard = shard_of(one.entry_id.task_id, self.settings.shards)
-            number = filled[shard] = filled.get(shard, -1) + 1
-            steps.setdefault((shard, number // max(1, min(chunk, ADD_LIMIT))), []).append(position)
-        answers: dict[int, Added] = {}
-        try:
-            for (shard, _), positions in steps.items():
-                if until is None:
-                    until = self.clock.boot() + self.settings.publish_timeout
-                stored = self.shards[shard].add(
-                    [additions[one] for one in positions], needs_leader=needs_leader, until=until
-                )
-                until = None
-                answers.update(zip(positions, stored, strict=True))
-        except BaseException:
-            for added in answers.values():
-                self._shard(added.entry_id.task_id).cancel(
-                    added.entry_id.task_id,
-                    run=added.entry_id.run,
-                    data={"reason": "another part of the same call was refused"},
-                )
-            raise
-        for position, added in answers.items():
-            if added.code == "C":
-                self._end_cancelled(additions[position], added)
-        return [answers[position] for position in range(len(additions))]
 
     # -- parts --------------------------------------------------------------------------
 
@@ -171,9 +164,54 @@ class CeleryDelay(Operations, Checking):
         return ResultBackend(self.app)
 
     @cached_property
+    def schedules(self) -> Schedules:
+        """The periodic schedules: seen, steered, and added at run time."""
+        from celery_delay.periodic.schedules import Schedules  # and Celery's beat with it
+
+        return Schedules(self)
+
+    @cached_property
+    def redactor(self) -> Redactor:
+        """What the audit is told of arguments; ``delay_audit_redact`` is imported now.
+
+        Raises:
+            InvalidSetting: that names nothing that can be called.
+        """
+        # not app.tasks: to schedule by name needs no task, and must not import any
+        return Redactor(self.settings, self.app._tasks, self.app.conf.task_repr_maxlevels)
+
+    @cached_property
     def audit_log(self) -> Any:
         """The SQL side; ``delay_database_url`` or ``delay_database_engine`` must be set."""
         return symbol_by_name("celery_delay.audit.log:SQLAuditLog").of(self.settings)
+
+    @cached_property
+    def cold_rows(self) -> Any:
+        """What waits in SQL alone; as for :attr:`audit_log`."""
+        made = symbol_by_name("celery_delay.audit.cold:SQLColdRows")
+        return made(self.audit_log.database, self.seal)
+
+    @cached_property
+    def backed(self) -> Amending:
+        """What adds and changes entries that SQL backs.
+
+        Raises:
+            AuditUnavailable: there are no tables, or (ForeignDatabase) they are another store's.
+        """
+        uuid = self.audit_log.prepare()
+        with contextlib.suppress(StoreUnavailable):
+            if self.shards[0].audit_id() not in (None, uuid):
+                raise ForeignDatabase(
+                    f"the delayed tasks in Redis belong to another database than {uuid}, so no beat"
+                    " would see this one: check delay_database_url and delay_redis_url"
+                )
+        return Amending(self.shards, self.cold_rows, self.settings, self.clock)
+
+    @cached_property
+    def backed_rows(self) -> Any:
+        """Their rows in SQL; as for :attr:`audit_log`."""
+        made = symbol_by_name("celery_delay.audit.backed:SQLBackedRows")
+        return made(self.audit_log.database, self.seal)
 
     def links(self) -> Links:
         """New connections to the store.
@@ -184,8 +222,11 @@ class CeleryDelay(Operations, Checking):
         """
         url, timeout = self.settings.redis_url, self.settings.redis_timeout
         if url is not None:
-            return Links.from_url(url, timeout, self.settings.redis_options)
-        return self._broker.links(timeout)
+            links = Links.from_url(url, timeout, self.settings.redis_options)
+        else:
+            links = self._broker.links(timeout)
+        links.around = self.around
+        return links
 
     def moves(self) -> bool:
         """Whether due tasks reach their queues by the move: both are on one Redis server.
@@ -212,16 +253,21 @@ class CeleryDelay(Operations, Checking):
         finally:
             store.close()
 
+    def list_endings(self) -> tuple[str, ...]:
+        """What names the lists of a queue's priorities; without a connection."""
+        return self._broker.endings() if self._broker.is_redis else ("",)
+
+    def unacked_key(self) -> str:
+        """Key of the broker's hash of what workers have; without a connection."""
+        return self._broker.unacked if self._broker.is_redis else "unacked"
+
     def broker_database(self) -> int:
         """Number of the Redis DB in which the broker's queues live."""
         return self._broker.database
 
-    def record(self, transitions: Sequence[Transition], missing: int = 0) -> None:
-        """Journal transitions of one task that happened in a worker, and how many are missing
-        before them; nothing with ``delay_audit = "off"``."""
-        if self.settings.audited:
-            task_id = transitions[0].entry_id.task_id if transitions else ""
-            self._shard(task_id).record(transitions, missing)
+    def queue_lists(self) -> list[tuple[int, str]]:
+        """DB number and key of the lists of the queues that this process knows."""
+        return self._broker.lists()
 
     def check(self) -> None:
         """Refuse a wrong configuration; without a connection.
@@ -234,7 +280,9 @@ class CeleryDelay(Operations, Checking):
         else:
             self.links()
         if self.settings.audited:
-            _ = self.audit_log
+            _ = self.audit_log, self.redactor
+        ecs.check(self.settings)
+        require(self.settings)
 
     def went_native(self, task_id: str, run: int) -> None:
         """A run of *task_id* was sent natively from inside the run before it."""

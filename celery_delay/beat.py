@@ -9,25 +9,26 @@ for long and raises nothing but a wrong configuration.
 from __future__ import annotations
 
 import copy
-import hashlib
-import itertools
-import json
+import gc
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
 from typing import Any
 
 from celery import beat as celery_beat
 from celery.utils.time import humanize_seconds
 from kombu.exceptions import OperationalError
 
-from celery_delay import occurrences
 from celery_delay.app import CeleryDelay
-from celery_delay.collection import collecting
-from celery_delay.entries import Addition, Due
+from celery_delay.beats.replica import Replica
+from celery_delay.domain.entries import Addition
 from celery_delay.exceptions import DelayError, StoreUnavailable, UnsupportedBroker
-from celery_delay.periodic import Periodic, occurrence_id
-from celery_delay.replica import Replica
-from celery_delay.store.keys import shard_of
+from celery_delay.message.collection import collecting
+from celery_delay.message.delays import AT_ONCE
+from celery_delay.periodic.definitions import Definition
+from celery_delay.periodic.firings import addition_of, entry_of, occurrence_task_id
+from celery_delay.periodic.plans import SchedulePlan, StoredPlans, of_code
+from celery_delay.periodic.times import Once
+from celery_delay.services.periodic import Periodic
 
 __all__ = ["Scheduler"]
 
@@ -35,20 +36,6 @@ logger = logging.getLogger(__name__)
 
 #: How long ``close()`` waits for the threads, in seconds.
 CLOSE_WITHIN = 0.9
-
-
-@dataclass(frozen=True)
-class _EntryPlan:
-    """When one entry of ``beat_schedule`` fires."""
-
-    schedule: Any
-    version: str
-
-    def next_after(self, after_ms: int) -> int | None:
-        return occurrences.next_after(self.schedule, after_ms)
-
-    def firing(self, first_ms: int, now_ms: int, last_ms: int) -> tuple[int | None, int | None]:
-        return occurrences.firing(self.schedule, first_ms, now_ms, last_ms)
 
 
 class Scheduler(celery_beat.Scheduler):
@@ -61,12 +48,16 @@ class Scheduler(celery_beat.Scheduler):
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         self._delayed = CeleryDelay(app)
+        self._delayed.log_format.write_all()
         self._replica: Replica | None = None
         self._periodic: Periodic | None = None
         self._ticking = False
         self._closed = False
         self._failing = False
-        self._known_plans: dict[str, _EntryPlan] = {}
+        self._plans_known: dict[str, SchedulePlan | None] = {}
+        self._stored: StoredPlans | None = None
+        self._added: Mapping[str, tuple[SchedulePlan, Definition] | None] = {}
+        self._shadowed: Set[str] = set()
         # Imported now, for the banner, before beat's signal handler is there: that one makes a
         # second scheduler if it comes while this one is made, amid the import of the backend
         _ = app.backend
@@ -142,11 +133,12 @@ class Scheduler(celery_beat.Scheduler):
 
     def _tick(self) -> float:
         replica = self._started()
+        replica.ticked_at = self._delayed.clock.boot()
         term = replica.term()
         if term is None or self._periodic is None:
             # the main loop cannot be woken: look often, it costs nothing
             return 0.1
-        wait = self._periodic.run_once(term, self._plans())
+        wait = self._periodic.run_once(term, self._plans)
         if self._failing:
             self._failing = False
             logger.info("periodic tasks run again", extra={"event": "periodic_recovered"})
@@ -156,51 +148,61 @@ class Scheduler(celery_beat.Scheduler):
         if self._replica is None:
             # not before the first tick: beat may have forked into the background until then
             replica = Replica(self._delayed)
-            if not self._closed:
-                replica.start()
+            store = self._delayed.shards[0]
+            self._periodic = Periodic(store, self._build, self._delayed.meter)
+            self._stored = StoredPlans(self.app, store.definitions)
+            # known before it starts: a signal that comes meanwhile must find it, to give back
+            # the lease
             self._replica = replica
-            self._periodic = Periodic(self._delayed.shards[0], self._build)
+            # what is imported by now stays: to look through all of it again and again stops every
+            # thread for as long, and was a fifth of the drain's work
+            gc.freeze()
+            if not self._closed:
+                self._replica.start()
         return self._replica
 
-    def _plans(self) -> dict[str, _EntryPlan]:
+    def _plans(self, revision: int) -> dict[str, SchedulePlan | None]:
+        """All schedules by name: those of code, and those that were added at run time."""
+        known, plans = self._plans_known, {}
         # looked at anew each time: the user's code may have changed the schedule
-        plans = {}
         for name, entry in self.schedule.items():
-            known = self._known_plans.get(name)
-            if known is None or known.schedule is not entry.schedule:
-                text = occurrences.definition(entry.schedule)
-                digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
-                known = _EntryPlan(entry.schedule, digest)
-            plans[name] = known
-        self._known_plans = plans
-        return plans
+            plan = known.get(name)
+            plans[name] = plan if plan and plan.schedule is entry.schedule else of_code(entry)
+        assert self._stored is not None
+        self._added = self._stored.of(revision)
+        for name in self._added.keys() & plans.keys() - self._shadowed:
+            logger.warning(
+                "the schedule %r of beat_schedule hides one that was added at run time",
+                name,
+                extra={"event": "schedule_shadowed", "schedule": name},
+            )
+        self._shadowed = self._added.keys() & plans.keys()
+        added = {name: found[0] if found else None for name, found in self._added.items()}
+        self._plans_known = {**added, **plans}
+        return self._plans_known
 
     def _build(self, name: str, nominal_ms: int) -> Addition | None:
-        entry = copy.copy(self.schedule[name])
+        own = self.schedule.get(name)
+        entry = self._entry_added(name) if own is None else copy.copy(own)
+        plan = self._plans_known[name]
+        assert plan is not None
         entry.options = {
             **entry.options,
             "headers": dict(entry.options.get("headers") or {}),
-            "task_id": self._occurrence_id(name, nominal_ms),
+            "task_id": occurrence_task_id(self._delayed.settings, name, plan.version, nominal_ms),
         }
         self._failure = None
-        with collecting(Due(0, True)) as collection:
+        with collecting(AT_ONCE) as collection:
             self.apply_entry(entry)
         if isinstance(self._failure, (DelayError, OperationalError, ConnectionError)):
             raise StoreUnavailable(f"cannot make the message of {name!r}") from self._failure
-        self.reserve(self.schedule[name])
-        if not collection.additions:
-            return None
-        [addition] = collection.additions
-        return addition._replace(
-            entry_id=addition.entry_id._replace(run=nominal_ms),
-            story=json.dumps({**addition.facts, "periodic": name}),
-        )
+        if own is not None:
+            self.reserve(own)
+        return addition_of(collection, name, nominal_ms)
 
-    def _occurrence_id(self, name: str, nominal_ms: int) -> str:
-        """The task id of an occurrence, such that its entry lives where the schedules do."""
-        settings, version = self._delayed.settings, self._known_plans[name].version
-        salts = itertools.chain([""], (f"/{number}" for number in itertools.count(1)))
-        ids = (
-            occurrence_id(settings.key_prefix, name, version + salt, nominal_ms) for salt in salts
-        )
-        return next(one for one in ids if shard_of(one, settings.shards) == 0)
+    def _entry_added(self, name: str) -> Any:
+        found = self._added[name]
+        assert found is not None
+        plan, definition = found
+        schedule = None if isinstance(plan.schedule, Once) else plan.schedule
+        return entry_of(self.app, name, definition, schedule)

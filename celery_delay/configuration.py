@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from celery_delay.domain.settings import PREFIX, Settings
 from celery_delay.exceptions import InvalidSetting
-from celery_delay.settings import PREFIX, Settings
 
 __all__ = ["read"]
 

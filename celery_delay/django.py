@@ -1,18 +1,22 @@
-"""For the settings module of a Django project; imports neither Django nor SQLAlchemy.
+"""For Django projects: the URL of its database, and its own transactions.
 
-Nothing else of celery-delay knows Django: Celery's own integration does the rest.
+What is for the settings module imports neither Django nor SQLAlchemy.  Nothing else of
+celery-delay knows Django: Celery's own integration does the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import quote, urlencode
+from weakref import WeakKeyDictionary
 
+from celery_delay.domain.backing import BackedRow
+from celery_delay.domain.outbox import Transaction
 from celery_delay.exceptions import InvalidSetting
 
-__all__ = ["database_url"]
+__all__ = ["database_url", "transaction_of"]
 
 #: Django's backends by the last part of their name: dialect, and drivers in Django's order.
 _DRIVERS = {
@@ -83,3 +87,81 @@ def _query(options: Mapping[str, Any]) -> dict[str, str]:
                 " write CELERY_DELAY_DATABASE_URL by hand"
             )
     return query
+
+
+#: By the database of an audit, the aliases that were found to lead to it.
+_known: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
+def transaction_of(using: str, rows: Any, uuid: Callable[[], str | None]) -> Transaction:
+    """The transaction that Django's connection is in; without one, each statement commits.
+
+    Arguments:
+        using: the alias in ``DATABASES``.
+        rows: what the audit has of rows.
+        uuid: tells the uuid of the audit's database.
+
+    Raises:
+        django.utils.connection.ConnectionDoesNotExist: there is no such alias.
+        InvalidSetting: it is another database than the audit's.
+    """
+    from django.db import connections
+
+    made = _Atomic(connections[using], using, rows)
+    known = _known.setdefault(rows.database, set())
+    if using not in known:
+        made.check(uuid())
+        known.add(using)
+    return made
+
+
+class _Atomic:
+    def __init__(self, connection: Any, using: str, rows: Any) -> None:
+        self._connection, self._using, self._rows = connection, using, rows
+
+    def _table(self, name: str) -> str:
+        schema, quote = self._rows.database.schema, self._connection.ops.quote_name
+        table: str = quote(f"celery_delay_{name}")
+        return table if schema is None else f"{quote(schema)}.{table}"
+
+    def check(self, ours: str | None) -> None:
+        from django.db import DatabaseError, transaction
+
+        found = None
+        try:
+            # in a savepoint: PostgreSQL ends a transaction in which a statement has failed
+            with transaction.atomic(using=self._using), self._connection.cursor() as cursor:
+                cursor.execute(f"SELECT value FROM {self._table('meta')} WHERE name = 'uuid'")
+                found = cursor.fetchone()
+        except DatabaseError as exc:
+            raise InvalidSetting(self._other()) from exc
+        if found is None or ours is None or found[0] != ours:
+            raise InvalidSetting(self._other())
+
+    def _other(self) -> str:
+        return (
+            f"using={self._using!r} leads to another database than the audit's, which is"
+            f" {self._rows.database}: the relay would never see the task.  Let delay_database_url"
+            " name that of Django (celery_delay.django.database_url), and run migrate"
+        )
+
+    def clock_ms(self) -> int | None:
+        from celery_delay.audit.clocks import clock_text
+
+        with self._connection.cursor() as cursor:
+            cursor.execute(f"SELECT {clock_text(self._connection.vendor)}")
+            return int(cursor.fetchone()[0])
+
+    def write(self, rows: Sequence[BackedRow]) -> None:
+        values = self._rows.new_values(rows)
+        names = list(values[0])
+        columns = ", ".join(names)
+        marks = ", ".join(["%s"] * len(names))
+        text = f"INSERT INTO {self._table('payload')} ({columns}) VALUES ({marks})"
+        with self._connection.cursor() as cursor:
+            cursor.executemany(text, [[one[name] for name in names] for one in values])
+
+    def afterwards(self, call: Callable[[], None]) -> None:
+        from django.db import transaction
+
+        transaction.on_commit(call, using=self._using, robust=True)

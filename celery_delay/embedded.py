@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -24,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from celery_delay.clock import SystemClock
+from celery_delay.domain.clock import SystemClock
 from celery_delay.exceptions import StoreUnavailable
 
-__all__ = ["EmbeddedRedis", "RedisServer", "die_with_parent", "find_server", "locate"]
+__all__ = ["EmbeddedRedis", "RedisServer", "die_with_parent", "find_server", "free_port", "locate"]
 
 _SOCKET_PATH_MAX = 107  # bytes: sun_path holds 108 with its closing zero
 
@@ -90,7 +91,7 @@ class EmbeddedRedis(RedisServer):
         options: Sequence[str] = (),
     ) -> None:
         self.executable = Path(executable or locate())
-        self.port = _free_port() if port is None else port
+        self.port = free_port() if port is None else port
         self._options, self._clock = options, SystemClock()
         self._process: subprocess.Popen[bytes] | None = None
         self._home = _private_folder()
@@ -146,7 +147,11 @@ class EmbeddedRedis(RedisServer):
         self._home.cleanup()
 
     def __enter__(self) -> EmbeddedRedis:
-        self.start()
+        try:
+            self.start()
+        except StoreUnavailable:
+            self.stop()  # nobody else will: ``__exit__`` is not called
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -199,10 +204,16 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody uses just now.
+
+    It is below what Linux and IANA give to outgoing connections, and so is the one
+    10 000 higher, which a cluster's bus takes: nobody gets it by chance before it is used.
+    """
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", random.randrange(12_000, 22_000)))
+            return int(probe.getsockname()[1])
 
 
 def _answers(path: Path) -> bool:

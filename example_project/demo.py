@@ -188,7 +188,7 @@ class Demo:
             self._flower = f"http://127.0.0.1:{free_port()}"
             port = self._flower.rpartition(":")[2]
             stack.env["FLOWER_UNAUTHENTICATED_API"] = "true"  # on the loopback interface only
-            stack.celery("flower", "flower", "--address=127.0.0.1", f"--port={port}")
+            stack.celery("flower", "delay", "flower", "--address=127.0.0.1", f"--port={port}")
         screen.say("two beats, a worker and Flower come up …", "dim")
         stack.wait_for_log("worker", "ready.")
         if self._flower:
@@ -272,9 +272,10 @@ class Demo:
         verdict = judge(
             scenario.expected, [one for one in effects if one not in nights], self._bound
         )
-        fired = self._app.delayed.shards[0].cursor("nightly-clean-up") or 0
+        nightly = self._app.delayed.schedules.get("nightly-clean-up")
+        fired = nightly.last_fired.timestamp() if nightly and nightly.last_fired else 0
         bound = min(self._bound, self._night - 0.1)
-        cleaned = judge_nights(nights, fired / 1000, self._night, bound)
+        cleaned = judge_nights(nights, fired, self._night, bound)
         faults = verdict.faults + cleaned.faults + self._wrong_results(scenario)
         if self._story.failure:
             faults.append(f"the audit cannot be read: {self._story.failure}")

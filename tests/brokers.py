@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import trustme
 from kombu import Connection
 
-from celery_delay.embedded import die_with_parent
+from celery_delay.embedded import die_with_parent, free_port
 from tests.processes import wait_until
 from tests.servers import unavailable
 
@@ -50,7 +49,7 @@ class OwnRabbitMQ:
     def __init__(self) -> None:
         self._programs = _programs()
         self._folder = Path(tempfile.mkdtemp(prefix="celery-delay-rabbitmq-"))
-        self.port, tls_port, distribution = _free_ports(3)
+        self.port, tls_port, distribution = (free_port() for _ in range(3))
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
         self.tls_url = f"amqps://guest:guest@127.0.0.1:{tls_port}//"
         self.ca = self._folder / "ca.pem"
@@ -180,11 +179,3 @@ def _programs() -> Path:
     """Where RabbitMQ's own scripts are: Debian's on the path become another user."""
     found = shutil.which("rabbitmq-server", path=f"/usr/lib/rabbitmq/bin:{os.environ['PATH']}")
     return Path(found).parent if found else unavailable("rabbitmq", "no rabbitmq-server is here")
-
-
-def _free_ports(count: int) -> list[int]:
-    with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in with_ports]
-    for one in with_ports:
-        one.close()
-    return ports

@@ -16,6 +16,7 @@ from celery_delay.embedded import EmbeddedRedis
 from tests import processes
 from tests.brokers import OwnRabbitMQ
 from tests.processes import ProcessHarness
+from tests.schemas import watched
 from tests.servers import MISSING, REDIS, REDIS_62, RedisServers, unknown_keys, wipe
 from tests.sql import KINDS, SQLDatabases, emptied, migrated
 
@@ -200,6 +201,17 @@ def no_unknown_key_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if server.pid is not None:
         assert unknown_keys(server, known) == []
+
+
+# --- what a verb prints is what its schema says ------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def documents_fit_their_schemas(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Each ``celery delay … --json`` that a test runs in its own process."""
+    with watched(monkeypatch) as wrong:
+        yield wrong
+    assert wrong == []
 
 
 # --- what ran, and what did not ----------------------------------------------------------

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from celery_delay.domain.ports import LeaseRecord
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.ports import LeaseRecord
 
 __all__ = ["FakeClock", "FakeLease", "LeaseServer"]
 
 
 class FakeClock:
-    """A :class:`~celery_delay.clock.Clock` that a test moves by hand.
+    """A :class:`~celery_delay.domain.clock.Clock` that a test moves by hand.
 
     Arguments:
         rate: seconds that boot and monotonic clock count while one true second passes.

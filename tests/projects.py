@@ -8,8 +8,8 @@ from typing import Any
 from celery import Celery
 
 from celery_delay import CeleryDelay
-from celery_delay.handoff import Handoff
-from celery_delay.publisher import BrokerPublisher
+from celery_delay.broker.publisher import BrokerPublisher
+from celery_delay.services.handoff import Handoff
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore
 

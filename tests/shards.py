@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from celery import Celery
 from redis.exceptions import NoScriptError
 
-from celery_delay.clock import SystemClock
-from celery_delay.entries import Addition, Due, EntryId, Template
-from celery_delay.settings import Settings
+from celery_delay.domain.clock import SystemClock
+from celery_delay.domain.entries import Addition, Due, EntryId, Template
+from celery_delay.domain.settings import Settings
 from celery_delay.store import scripts
 from celery_delay.store.connection import AnswerLost, Link, Links
 from celery_delay.store.keys import ShardKeys
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore
+from celery_delay.store.wire import Opening
 
 __all__ = [
     "PREFIX",
@@ -24,6 +27,7 @@ __all__ = [
     "SetClock",
     "addition",
     "lead",
+    "park",
     "shape",
     "shard",
     "to_links",
@@ -78,6 +82,8 @@ class _FaultyLink(Link):
         self._links = links
 
     def call(self, *command: object) -> Any:
+        if isinstance(command[0], Opening):
+            command = (*command[0].words, *command[1:])
         if command[0] not in ("EVALSHA", "EVAL"):
             return super().call(*command)
         fault = self._links.plan.pop(0) if self._links.plan else "ok"
@@ -125,7 +131,13 @@ def shape(queue: str = "delay-queue", database: int = 0, body: str = "", **more:
     """The text of a template; its messages have the entry's id, run, eta, epoch and a value."""
     text = '{"id":"\1i","run":\1r,"eta":\1d,"epoch":\1n,"headers":{},"value":\1A,"body":"%s"}'
     return Template(
-        database, queue, more.get("expires_ms", 0), more.get("expiring", ()), text % body
+        database,
+        queue,
+        more.get("task", "shop.pay"),
+        more.get("queue_name", queue),
+        more.get("expires_ms", 0),
+        more.get("expiring", ()),
+        text % body,
     ).encode()
 
 
@@ -146,3 +158,15 @@ def run(store: RedisStore, name: str, rest: Sequence[object] = (), /, **values: 
     """Run a script as it is, past the store's methods."""
     with store._link() as link:
         return scripts.run(link, scripts.load(name), store.keys, values, rest)
+
+
+def park(app: Celery, task_id: str) -> None:
+    """As a publisher's refusal leaves an entry."""
+    shard = app.delayed._shard(task_id)
+    with shard._link() as link:
+        record = link.call("HGET", shard.keys.entries, task_id)
+        eta = link.call("ZSCORE", shard.keys.schedule, task_id)
+        parked = json.dumps(["refused", float(eta), record.decode()])
+        link.call("HSET", shard.keys.quarantine, task_id, parked)
+        link.call("HDEL", shard.keys.entries, task_id)
+        link.call("ZREM", shard.keys.schedule, task_id)

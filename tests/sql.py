@@ -16,9 +16,9 @@ from sqlalchemy import URL, Engine, create_engine, delete, inspect, make_url, te
 
 from celery_delay.audit.database import Database
 from celery_delay.audit.log import SQLAuditLog
-from celery_delay.audit.schema import VERSION_TABLE
 from celery_delay.audit.sources import from_url
-from celery_delay.audit.tables import cursor, entry, epoch, event, metadata, task
+from celery_delay.audit.tables import cursor, entry, epoch, event, metadata, payload, tag, task
+from celery_delay.audit.version import VERSION_TABLE
 from tests.servers import server_url
 
 __all__ = ["KINDS", "SERVERS", "SQLDatabases", "administrator", "emptied", "migrated", "run_sql"]
@@ -96,7 +96,7 @@ def migrated(url: str) -> Iterator[Database]:
         _drop(database)
     SQLAuditLog(database).migrate()
     with database.writing() as connection:
-        for table in (task, entry, event, epoch, cursor):
+        for table in (task, tag, entry, event, epoch, cursor, payload):
             connection.execute(delete(table))
     try:
         yield database

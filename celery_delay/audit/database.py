@@ -7,8 +7,8 @@ connection that two processes share is broken for both.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, event
@@ -25,8 +25,9 @@ from tenacity.stop import stop_base
 
 from celery_delay.audit.limits import Limits, connect_args, impose
 from celery_delay.audit.sources import Source, from_engine, from_url
+from celery_delay.audit.writable import leave_read_only
+from celery_delay.domain.settings import Settings
 from celery_delay.exceptions import AuditUnavailable, InvalidSetting
-from celery_delay.settings import Settings
 
 __all__ = ["ATTEMPTS", "Database", "unavailable"]
 
@@ -56,7 +57,8 @@ class Database:
     """The audit database of one process, and of each process forked from it.
 
     Arguments:
-        source: an SQLAlchemy URL, or what :mod:`celery_delay.audit.sources` has made of one.
+        source: an SQLAlchemy URL, several, or what :mod:`celery_delay.audit.sources` has made of
+            them.
         schema: the schema (on MySQL and MariaDB: the database) that has our tables; ``None``
             for the connection's default.
         timeout: how long the database may keep the auditor waiting, in seconds; see
@@ -68,7 +70,11 @@ class Database:
     """
 
     def __init__(
-        self, source: str | URL | Source, *, schema: str | None = None, timeout: float = 5.0
+        self,
+        source: str | URL | Sequence[str] | Source,
+        *,
+        schema: str | None = None,
+        timeout: float = 5.0,
     ) -> None:
         self.source = source if isinstance(source, Source) else from_url(source)
         self.schema = schema
@@ -78,6 +84,8 @@ class Database:
                 "delay_database_schema is for PostgreSQL, MySQL and MariaDB; SQLite has no schemas:"
                 " leave it out, or name another file"
             )
+        #: Makes what surrounds each transaction, to measure it.
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
         self._engine: Engine | None = None
         self._pid = 0
 
@@ -119,7 +127,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection to read from; raises AuditUnavailable."""
-        with unavailable(), self.engine.connect() as connection:
+        with self.around(), unavailable(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -129,7 +137,11 @@ class Database:
         SQLite takes its *lock* at the start: a transaction that begins by reading and then
         wants to write may be refused without any waiting.
         """
-        with unavailable(), self.engine.execution_options(begin=lock).begin() as connection:
+        with (
+            self.around(),
+            unavailable(),
+            self.engine.execution_options(begin=lock).begin() as connection,
+        ):
             yield connection
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -198,6 +210,7 @@ class Database:
         elif self.source.ready is not None:
             event.listen(engine, "connect", lambda raw, _: _in_transactions(engine, raw))
         impose(engine, limits)
+        leave_read_only(engine)
         return engine
 
 

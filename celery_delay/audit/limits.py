@@ -28,7 +28,7 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 
-from celery_delay.clock import SystemClock
+from celery_delay.domain.clock import SystemClock
 from celery_delay.exceptions import AuditUnavailable
 
 __all__ = ["FUSE_THREAD", "Fuse", "Limits", "connect_args", "impose"]

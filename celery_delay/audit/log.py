@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy import URL, Connection, and_, or_, select, update
 
-from celery_delay.audit import schema
+from celery_delay.audit import version
 from celery_delay.audit.database import Database
+from celery_delay.audit.lists import parts
 from celery_delay.audit.merge import (
     Row,
     event_row,
@@ -26,27 +27,29 @@ from celery_delay.audit.merge import (
     fold,
     is_storable,
     stream_numbers,
+    tags,
 )
 from celery_delay.audit.rows import insert_absent, insert_rows, merge_rows
-from celery_delay.audit.tables import cursor, entry, epoch, event, task
-from celery_delay.entries import EntryId, Event
+from celery_delay.audit.settling import settle
+from celery_delay.audit.tables import cursor, entry, epoch, event, tag, task
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.events import Event
+from celery_delay.domain.ports import Ending, JournalPosition
+from celery_delay.domain.settings import Settings
+from celery_delay.domain.states import State
 from celery_delay.exceptions import SchemaOutdated
-from celery_delay.ports import Ending, JournalPosition
-from celery_delay.settings import Settings
-from celery_delay.states import State
 
 __all__ = ["SQLAuditLog"]
 
 logger = logging.getLogger(__name__)
 
 _ENDED = {one.value for one in State if one.ended_before_dispatch}
-#: Values in one IN (…); SQLite before 3.32 takes 999 parameters.
-_IN_LIMIT = 500
+_REVOKED = State.REVOKED.value
 _ROW_KEY = ("epoch", "stream_ms", "stream_seq", "position")
 
 
 class SQLAuditLog:
-    """The audit log in a database; see :class:`celery_delay.ports.AuditLog`.
+    """The audit log in a database; see :class:`celery_delay.domain.ports.AuditLog`.
 
     Every method may raise AuditUnavailable.  Safe for threads and across a fork.
 
@@ -65,10 +68,10 @@ class SQLAuditLog:
     # -- the schema ---------------------------------------------------------------------
 
     def prepare(self) -> str:
-        """See :meth:`celery_delay.ports.AuditLog.prepare`."""
+        """See :meth:`celery_delay.domain.ports.AuditLog.prepare`."""
         with self.database.reading() as connection:
-            if schema.is_current(connection):
-                uuid = schema.read_uuid(connection)
+            if version.is_current(connection):
+                uuid = version.read_uuid(connection)
                 if uuid is not None:
                     return uuid
         if not self.database.is_sqlite:
@@ -88,6 +91,8 @@ class SQLAuditLog:
                 The database bears it from now on, and a store that owned it before will
                 find it foreign.
         """
+        from celery_delay.audit import schema  # loads Alembic, which nothing else here needs
+
         if self.database.is_sqlite:
             self.database.use_wal()
         with self.database.migrating() as connection:
@@ -100,13 +105,13 @@ class SQLAuditLog:
     def uuid(self) -> str | None:
         """The database's uuid; ``None`` if it has no tables of ours."""
         with self.database.reading() as connection:
-            known = schema.has_tables(connection)
-            return schema.read_uuid(connection) if known else None
+            known = version.has_tables(connection)
+            return version.read_uuid(connection) if known else None
 
     # -- the journal --------------------------------------------------------------------
 
     def position(self, shard: int, epoch: int) -> JournalPosition:
-        """See :meth:`celery_delay.ports.AuditLog.position`.
+        """See :meth:`celery_delay.domain.ports.AuditLog.position`.
 
         Where the table already has a higher epoch, that one's position is told: the
         caller's Redis history is older than what was audited.
@@ -128,7 +133,7 @@ class SQLAuditLog:
     def take(
         self, expected: JournalPosition, events: Sequence[Event], last_id: str
     ) -> list[Ending] | None:
-        """See :meth:`celery_delay.ports.AuditLog.take`.
+        """See :meth:`celery_delay.domain.ports.AuditLog.take`.
 
         An event that no table can hold is left out, and said: it must not keep all the
         others from being drained.
@@ -160,6 +165,9 @@ def _take(
         entries, tasks = fold(rows, _known_runs(connection, rows))
         merge_rows(connection, entry, entries)
         merge_rows(connection, task, tasks)
+        if labelled := tags(rows):
+            insert_absent(connection, tag, *labelled)
+        settle(connection, rows)
     return list(_endings(connection, events))
 
 
@@ -193,7 +201,7 @@ def _advance(
 
 def _unseen(connection: Connection, shard: int, events: Sequence[Event]) -> list[Event]:
     """Those of *events*, which are one stretch of the journal, that the table has not."""
-    keyed = {(one.epoch, *stream_numbers(one.stream_id), one.index): one for one in events}
+    keyed = {(one.epoch, *stream_numbers(one.stream_id), one.position): one for one in events}
     for number in {key[0] for key in keyed}:
         instants = [key[1] for key in keyed if key[0] == number]
         there = connection.execute(
@@ -213,7 +221,7 @@ def _known_runs(connection: Connection, events: Iterable[Event]) -> dict[str, in
     nameless = {fit_id(one.entry_id.task_id) for one in events if not one.entry_id.run}
     return {
         row.task_id: row.run
-        for some in _parts(sorted(nameless))
+        for some in parts(sorted(nameless))
         for row in connection.execute(
             select(task.c.task_id, task.c.run).where(task.c.task_id.in_(some))
         )
@@ -224,14 +232,17 @@ def _endings(connection: Connection, events: Iterable[Event]) -> Iterator[Ending
     """The ended entries among *events*, unless the table knows better by now.
 
     A result belongs to the task id, not to the run, so that an ending which a later run or
-    a hand-off has overtaken must not write one.
+    a hand-off has overtaken must not write one.  REVOKED ends one too, where no worker says so
+    but who took the message off its queue.
     """
-    ended = {fit_id(one.entry_id.task_id): one.entry_id for one in events if one.state in _ENDED}
-    for some in _parts(sorted(ended)):
+    ends = [one for one in events if _is_ending(one)]
+    ended = {fit_id(one.entry_id.task_id): one.entry_id for one in ends}
+    states = sorted({*_ENDED, *(one.state for one in ends)})
+    for some in parts(sorted(ended)):
         for row in connection.execute(
             select(task.c.name, entry)
             .join(entry, and_(entry.c.task_id == task.c.task_id, entry.c.run == task.c.run))
-            .where(task.c.task_id.in_(some), entry.c.state.in_(sorted(_ENDED)))
+            .where(task.c.task_id.in_(some), entry.c.state.in_(states))
         ):
             yield Ending(
                 EntryId(ended[row.task_id].task_id, row.run),
@@ -245,6 +256,8 @@ def _endings(connection: Connection, events: Iterable[Event]) -> Iterator[Ending
             )
 
 
-def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), _IN_LIMIT):
-        yield values[start : start + _IN_LIMIT]
+def _is_ending(event: Event) -> bool:
+    if event.state in _ENDED:
+        return True
+    taken = event.state == _REVOKED and isinstance(event.data, Mapping)
+    return taken and event.data.get("taken") is True

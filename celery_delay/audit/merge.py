@@ -23,18 +23,43 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Table, and_, case, func, literal_column, or_
 
-from celery_delay.audit.tables import ID_LENGTH, NAME_LENGTH, TEXT_LENGTH, entry, task
-from celery_delay.entries import Event
-from celery_delay.states import State
+from celery_delay.audit.tables import (
+    ID_LENGTH,
+    NAME_LENGTH,
+    TAG_LENGTH,
+    TEXT_LENGTH,
+    entry,
+    task,
+)
+from celery_delay.domain.events import Event
+from celery_delay.domain.states import State
 
-__all__ = ["Row", "event_row", "fit_id", "fold", "is_storable", "merging", "stream_numbers"]
+__all__ = [
+    "Row",
+    "event_row",
+    "fit_id",
+    "fold",
+    "is_storable",
+    "merging",
+    "stream_numbers",
+    "tags",
+]
 
 Row = dict[str, Any]
 
 _dump = json.JSONEncoder(separators=(",", ":")).encode
 
-_STATES = {one.value: one for one in State}
+# by their names, which are what events bear: a member's attributes cost as much as the rest of fold
+_RANKS = {one.value: one.rank for one in State}
+_FINAL = frozenset(one.value for one in State if one.is_final)
+_SCHEDULED, _DISPATCHED, _STARTED = (
+    State.SCHEDULED.value,
+    State.DISPATCHED.value,
+    State.STARTED.value,
+)
 _HANDED_OFF = State.DISPATCHED.rank
+#: States that an entry with a new message can stay in; they tell the new story then.
+_UPDATED = (State.HELD.value, State.QUARANTINED.value)
 _MAX_INT, _MAX_BIGINT = 2**31 - 1, 2**63 - 1
 
 #: Columns that follow the state.
@@ -54,6 +79,8 @@ def stream_numbers(stream_id: str) -> tuple[int, int]:
 
 def fit_id(text: str) -> str:
     """*text* as an id column takes it: a longer one keeps its start and a digest."""
+    if len(text) <= ID_LENGTH and text.isascii() and "\0" not in text:
+        return text
     text = _clean(text)
     if len(text) <= ID_LENGTH:
         return text
@@ -62,26 +89,32 @@ def fit_id(text: str) -> str:
 
 def is_storable(event: Event) -> bool:
     """Whether the columns take its numbers; a message's header, which bears the run, may lie."""
-    big = (event.entry_id.run, event.at_ms, event.eta_ms or 0)
-    return 0 <= event.version <= _MAX_INT and all(0 <= one <= _MAX_BIGINT for one in big)
+    _, _, _, _, _, (_, run), version, at_ms, eta_ms, _ = event
+    return (
+        0 <= version <= _MAX_INT
+        and 0 <= run <= _MAX_BIGINT
+        and 0 <= at_ms <= _MAX_BIGINT
+        and (eta_ms is None or 0 <= eta_ms <= _MAX_BIGINT)
+    )
 
 
 def event_row(event: Event) -> Row:
     """The row of table ``event``."""
-    stream_ms, stream_seq = stream_numbers(event.stream_id)
+    shard, epoch, stream_id, position, state, (task_id, run), version, at_ms, eta_ms, data = event
+    stream_ms, stream_seq = stream_numbers(stream_id)
     return {
-        "shard": event.shard,
-        "epoch": event.epoch,
+        "shard": shard,
+        "epoch": epoch,
         "stream_ms": stream_ms,
         "stream_seq": stream_seq,
-        "position": event.index,
-        "state": event.state[:16],
-        "task_id": fit_id(event.entry_id.task_id),
-        "run": event.entry_id.run,
-        "version": event.version,
-        "at_ms": event.at_ms,
-        "eta_ms": event.eta_ms,
-        "data": _dump(event.data) if event.data else "{}",
+        "position": position,
+        "state": state[:16],
+        "task_id": fit_id(task_id),
+        "run": run,
+        "version": version,
+        "at_ms": at_ms,
+        "eta_ms": eta_ms,
+        "data": _dump(data) if data else "{}",
     }
 
 
@@ -103,57 +136,75 @@ def fold(events: Iterable[Event], runs: Mapping[str, int]) -> tuple[list[Row], l
     """
     entries: dict[tuple[str, int], Row] = {}
     tasks: dict[str, Row] = {}
-    for event in events:
-        state = _STATES.get(event.state)
-        if state is None:
+    for _, _, _, _, state, (told_id, told_run), told_version, at_ms, eta_ms, facts in events:
+        rank = _RANKS.get(state)
+        if rank is None:
             continue
-        data = event.data if isinstance(event.data, Mapping) else {}
-        at_ms = event.at_ms
-        task_id = fit_id(event.entry_id.task_id)
+        data: Mapping[str, Any] = facts if isinstance(facts, Mapping) else {}
+        task_id = fit_id(told_id)
         whole = tasks.get(task_id)
-        run = event.entry_id.run or (whole["run"] if whole else 0) or runs.get(task_id, 0)
+        run = told_run or (whole["run"] if whole else 0) or runs.get(task_id, 0)
         if whole is None:
-            whole = tasks[task_id] = dict(_NEW_TASK, task_id=task_id, run=run, created_ms=at_ms)
+            whole = tasks[task_id] = _NEW_TASK | {
+                "task_id": task_id, "run": run, "created_ms": at_ms,
+            }  # fmt: skip
         here = entries.get((task_id, run))
         if here is None:
-            here = entries[task_id, run] = dict(_NEW_ENTRY, task_id=task_id, run=run)
+            here = entries[task_id, run] = _NEW_ENTRY | {"task_id": task_id, "run": run}
         if run > whole["run"]:
             whole.update(run=run, state_rank=-1, version=0)
 
         # 0: unknown, since the record was unreadable; it is that of the entry as it is
-        version = event.version or here["version"]
+        version = told_version or here["version"]
         # why an entry was given another eta is no error of its
-        why = data.get("error", data.get("reason"))
-        error = None if state is State.SCHEDULED else _text(why)
-        _advance(here, state, version, error)
-        if run == whole["run"] and _advance(whole, state, version, error):
-            whole["result"] = _text(data.get("result"))
-        whole["updated_ms"] = max(whole["updated_ms"], at_ms)
-        if event.eta_ms is not None:
-            here["eta_ms"] = event.eta_ms
-            whole["eta_ms"] = event.eta_ms
-        if state is State.SCHEDULED:
+        error = None
+        if data and state != _SCHEDULED:
+            error = _text(data.get("error", data.get("reason")))
+        _advance(here, state, rank, version, error)
+        if run == whole["run"] and _advance(whole, state, rank, version, error):
+            whole["result"] = _text(data.get("result")) if data else None
+        if at_ms > whole["updated_ms"]:
+            whole["updated_ms"] = at_ms
+        if eta_ms is not None:
+            here["eta_ms"] = whole["eta_ms"] = eta_ms
+        if state == _SCHEDULED or (state in _UPDATED and "name" in data):
             story = _story(data, at_ms)
             _tell(whole, _STORY_OF_TASK, story)
             _tell(here, _STORY_OF_ENTRY, story)
-        elif state is State.DISPATCHED:
+            if data.get("namespace") is not None:
+                whole["namespace"] = _text(data["namespace"], NAME_LENGTH)
+        elif state == _DISPATCHED:
             here["dispatched_ms"] = at_ms
             here["lag_ms"] = _number(data.get("lag_ms"), or_else=here["lag_ms"])
-        elif state is State.STARTED:
+        elif state == _STARTED:
             here["started_ms"] = at_ms
             here["worker"] = _text(data.get("worker"), NAME_LENGTH) or here["worker"]
-        elif state.is_final:
+        elif state in _FINAL:
             here["ended_ms"] = at_ms
     return list(entries.values()), list(tasks.values())
 
 
-# A story's columns are in a row only when a SCHEDULED event has told them: most events do
-# not, and a short row is written in half the time.
+def tags(events: Iterable[Event]) -> list[Row]:
+    """The rows of ``tag`` that *events* make, each once; mostly none."""
+    found: set[tuple[str, str]] = set()
+    for event in events:
+        told = event.data.get("tags") if event.data and isinstance(event.data, Mapping) else None
+        if isinstance(told, (list, tuple)):
+            task_id = fit_id(event.entry_id.task_id)
+            found.update((_text(one, TAG_LENGTH) or "", task_id) for one in told)
+    # in one order, so that two who write the same rows do not wait for each other
+    return [{"tag": tag, "task_id": task_id} for tag, task_id in sorted(found)]
+
+
+# A story's columns are in a row only when an event has told them: most events do not, and a short
+# row is written in half the time.
 _STORY_OF_TASK = (
     "name", "queue", "argsrepr", "kwargsrepr", "root_id", "parent_id", "group_id",
 )  # fmt: skip
+#: So is this one, and only by an event that has one.
+_RARE = ("namespace",)
 _STORY_OF_ENTRY = ("group_id", "group_index", "chord", "ignore_result", "scheduled_ms")
-_NEW_TASK = _unknown(task, _STORY_OF_TASK)
+_NEW_TASK = _unknown(task, (*_STORY_OF_TASK, *_RARE))
 _NEW_TASK["updated_ms"] = 0
 _NEW_ENTRY = _unknown(entry, _STORY_OF_ENTRY)
 
@@ -183,16 +234,18 @@ def _tell(row: Row, names: Iterable[str], story: Row) -> None:
             row[name] = story[name]
 
 
-def _seniority(rank: int, version: int) -> tuple[int, ...]:
-    return (rank,) if rank >= _HANDED_OFF else (0, version, rank)
+def _seniority(rank: int, version: int) -> int:
+    """Of two the greater is ahead: before the hand-off the version counts first."""
+    return rank << 40 if rank >= _HANDED_OFF else version * 100 + rank
 
 
-def _advance(row: Row, state: State, version: int, error: str | None) -> bool:
-    rank = row["state_rank"]
-    ahead = _seniority(state.rank, version) >= _seniority(rank, row["version"])
+def _advance(row: Row, state: str, rank: int, version: int, error: str | None) -> bool:
+    known = row["version"]
+    ahead = _seniority(rank, version) >= _seniority(row["state_rank"], known)
     if ahead:
-        row["state"], row["state_rank"], row["error"] = state.value, state.rank, error
-    row["version"] = max(row["version"], version)
+        row["state"], row["state_rank"], row["error"] = state, rank, error
+    if version > known:
+        row["version"] = version
     return ahead
 
 

@@ -13,19 +13,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Subquery, func, select, text
 
-from celery_delay.audit import schema
+from celery_delay.audit import version
 from celery_delay.audit.database import Database
+from celery_delay.audit.lists import parts
 from celery_delay.audit.merge import fit_id
-from celery_delay.audit.tables import entry, event, task
-from celery_delay.entries import EntryId, Event
+from celery_delay.audit.recent import recent_past
+from celery_delay.audit.tables import entry, event, tag, task
+from celery_delay.audit.which import everyone, page, starts, tagged, which
+from celery_delay.domain.answers import RecentPast, RunRow
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.events import Event
+from celery_delay.domain.filters import STORED
+from celery_delay.domain.states import State
 from celery_delay.exceptions import SchemaOutdated
 
 __all__ = ["AuditQueries", "RunRow", "SchemaState", "TaskRow"]
 
 
-_PRIORITY = "\x06\x16"
+#: An entry in one of these is in the store, or should be.
+_WAITING = [one.value for one in (*STORED, State.LOST)]
+#: The clock in ms, by kind of server.
+_CLOCKS = {
+    "postgresql": "SELECT extract(epoch FROM clock_timestamp()) * 1000",
+    "mysql": "SELECT unix_timestamp(sysdate(3)) * 1000",
+    "mariadb": "SELECT unix_timestamp(sysdate(3)) * 1000",
+}
 
 
 class SchemaState(NamedTuple):
@@ -56,22 +70,6 @@ class TaskRow(NamedTuple):
     error: str | None
 
 
-class RunRow(NamedTuple):
-    """One run of a task.  ``lag_ms`` is its dispatch minus its eta."""
-
-    run: int
-    version: int
-    state: str
-    eta_ms: int | None
-    scheduled_ms: int | None
-    dispatched_ms: int | None
-    started_ms: int | None
-    ended_ms: int | None
-    lag_ms: int | None
-    worker: str | None
-    error: str | None
-
-
 _TASK = [
     task.c[{"args": "argsrepr", "kwargs": "kwargsrepr"}.get(name, name)] for name in TaskRow._fields
 ]
@@ -93,49 +91,120 @@ class AuditQueries:
         if self._has_no_file():
             return SchemaState("missing", None)
         with self.database.reading() as connection:
-            if not schema.has_tables(connection):
+            if not version.has_tables(connection):
                 return SchemaState("missing", None)
-            uuid = schema.read_uuid(connection)
+            uuid = version.read_uuid(connection)
             try:
-                current = schema.is_current(connection)
+                current = version.is_current(connection)
             except SchemaOutdated:
                 return SchemaState("newer", uuid)
             return SchemaState("current" if current else "outdated", uuid)
+
+    def require(self) -> None:
+        """Make sure that the tables are those of this release.
+
+        Raises:
+            SchemaOutdated: they are not.
+        """
+        with self._reading():
+            pass
+
+    def oldest_ms(self, shards: int) -> int | None:
+        """When the oldest transition that is kept happened; ``None`` for none.
+
+        By the events' key, shard by shard: as quick on a table of any size.
+        """
+        order = (event.c.epoch, event.c.stream_ms, event.c.stream_seq, event.c.position)
+        with self._reading() as connection:
+            found = [
+                connection.scalar(
+                    select(event.c.at_ms).where(event.c.shard == one).order_by(*order).limit(1)
+                )
+                for one in range(shards)
+            ]
+        return min((one for one in found if one is not None), default=None)
+
+    def clock_ms(self) -> int | None:
+        """The database server's clock; ``None`` for SQLite, which has none of its own."""
+        words = _CLOCKS.get(self.database.url.get_backend_name())
+        if words is None:
+            return None
+        with self.database.reading() as connection:
+            return int(connection.scalar(text(words)))
 
     def tasks(
         self,
         *,
         states: Sequence[str],
         name: str | None = None,
+        pattern: str | None = None,
         queue: str | None = None,
+        namespace: str | None = None,
+        tags: Sequence[str] = (),
         after_ms: int | None = None,
         before_ms: int | None = None,
         latest_first: bool = False,
         limit: int = 100,
+        behind: tuple[int, str] | None = None,
     ) -> list[TaskRow]:
-        """Tasks whose latest run is in one of *states*, by eta.
+        """Tasks whose latest run is in one of *states*, by eta, and those of one eta by id.
 
         Arguments:
-            name, queue: exactly this one; a queue with all its priorities.
+            name, queue, namespace: exactly this one; a queue with all its priorities.
+            pattern: a shell pattern of names; tasks of other names may be among those found.
+            tags: any run of it has had all of these.
             after_ms, before_ms: bounds of the eta; a task without one is then left out.
+            behind: eta and id of the last task of the page before.
         """
-        wanted: list[ColumnElement[bool]] = [task.c.state.in_(list(states))]
-        if name is not None:
-            wanted.append(task.c.name == name)
-        if queue is not None:
-            # a list of another priority than the first has a suffix of kombu's
-            suffixed = task.c.queue.startswith(queue + _PRIORITY, autoescape=True)
-            wanted.append(or_(task.c.queue == queue, suffixed))
-        if after_ms is not None:
-            wanted.append(task.c.eta_ms >= after_ms)
-        if before_ms is not None:
-            wanted.append(task.c.eta_ms <= before_ms)
-        order: list[ColumnElement[Any]] = [task.c.eta_ms, task.c.task_id]
-        if latest_first:
-            order = [one.desc() for one in order]
         with self._reading() as connection:
-            query = select(*_TASK).where(and_(*wanted)).order_by(*order).limit(limit)
+            begin = starts(connection, states, name, queue, namespace)
+            conditions = which(name, pattern, queue, namespace, after_ms, before_ms)
+            conditions += tagged(connection, tags)
+            query = page(_TASK, begin, conditions, latest_first, limit, behind)
             return [TaskRow(*row) for row in connection.execute(query)]
+
+    def labels(self, task_ids: Sequence[str]) -> dict[str, tuple[str | None, list[str]]]:
+        """Namespace and tags of those of *task_ids* that are known; the tags of all their runs."""
+        found: dict[str, tuple[str | None, list[str]]] = {}
+        with self._reading() as connection:
+            for some in parts(task_ids):
+                spaces = select(task.c.task_id, task.c.namespace).where(task.c.task_id.in_(some))
+                found |= {one: (namespace, []) for one, namespace in connection.execute(spaces)}
+                tags = select(tag.c.task_id, tag.c.tag).where(tag.c.task_id.in_(some))
+                for one, name in connection.execute(tags.order_by(tag.c.task_id, tag.c.tag)):
+                    found.setdefault(one, (None, []))[1].append(name)
+        return found
+
+    def number(self, **asked: Any) -> int:
+        """How many tasks there are; arguments as for :meth:`tasks`, without a pattern."""
+        with self._reading() as connection:
+            found = self._everyone(connection, task.c.task_id, **asked)
+            return connection.scalar(select(func.count()).select_from(found)) or 0
+
+    def numbers(self, **asked: Any) -> list[tuple[str | None, int]]:
+        """How many tasks there are of each name; arguments as for :meth:`tasks`."""
+        with self._reading() as connection:
+            found = self._everyone(connection, task.c.name, **asked)
+            query = select(found.c.name, func.count()).group_by(found.c.name)
+            return [(row[0], row[1]) for row in connection.execute(query)]
+
+    def _everyone(
+        self,
+        connection: Connection,
+        column: ColumnElement[Any],
+        *,
+        states: Sequence[str],
+        queue: str | None,
+        namespace: str | None,
+        tags: Sequence[str],
+        after_ms: int | None,
+        before_ms: int | None,
+        name: str | None = None,
+        pattern: str | None = None,
+    ) -> Subquery:
+        begin = starts(connection, states, name, queue, namespace)
+        conditions = which(name, pattern, queue, namespace, after_ms, before_ms)
+        return everyone(column, begin, [*conditions, *tagged(connection, tags)])
 
     def task(self, task_id: str) -> TaskRow | None:
         """One task; ``None`` if the audit has not heard of it (yet)."""
@@ -156,6 +225,26 @@ class AuditQueries:
             query = select(*_RUN).where(entry.c.task_id == fit_id(task_id)).order_by(entry.c.run)
             return [RunRow(*row) for row in connection.execute(query)]
 
+    def over(self, entry_ids: Sequence[EntryId]) -> set[EntryId]:
+        """Those of *entry_ids* that do not wait any more: handed off, or ended before that.
+
+        One that was lost is not among them.
+        """
+        found: set[EntryId] = set()
+        for part in parts(entry_ids):
+            some = [fit_id(one.task_id) for one in part]
+            query = select(entry.c.task_id, entry.c.run).where(
+                entry.c.task_id.in_(some), entry.c.state.not_in(_WAITING)
+            )
+            with self._reading() as connection:
+                found.update(EntryId(*row) for row in connection.execute(query))
+        return {one for one in entry_ids if EntryId(fit_id(one.task_id), one.run) in found}
+
+    def recent(self, shards: int, since_ms: int) -> RecentPast:
+        """What has happened since then, or later: see :mod:`celery_delay.audit.recent`."""
+        with self._reading() as connection:
+            return recent_past(connection, shards, since_ms)
+
     def events(self, task_id: str) -> list[Event]:
         """All transitions of a task, of all its runs, in the journal's order."""
         order = (event.c.epoch, event.c.stream_ms, event.c.stream_seq, event.c.position)
@@ -168,8 +257,8 @@ class AuditQueries:
         if self._has_no_file():
             raise SchemaOutdated(self._remedy("do not exist yet"))
         with self.database.reading() as connection:
-            if not schema.is_current(connection):
-                found = schema.has_tables(connection)
+            if not version.is_current(connection):
+                found = version.has_tables(connection)
                 raise SchemaOutdated(
                     self._remedy("are of an older release" if found else "do not exist yet")
                 )

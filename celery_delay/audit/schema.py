@@ -1,4 +1,4 @@
-"""Making and migrating the audit tables, with a version table of their own.
+"""Making and migrating the audit tables, by Alembic; loaded only where that is done.
 
 All of it happens in the schema that the connection's :class:`Database` names: SQLAlchemy
 puts its name into our statements, and Alembic and the inspector are told it here.
@@ -6,35 +6,22 @@ puts its name into our statements, and Alembic and the inspector are told it her
 
 from __future__ import annotations
 
-from functools import cache
+from io import StringIO
 from pathlib import Path
 from uuid import uuid4
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, delete, insert, inspect, select, text, update
+from sqlalchemy import URL, Connection, Dialect, delete, insert, inspect, text, update
 from sqlalchemy.schema import CreateSchema
 
 from celery_delay.audit.tables import cursor, meta
+from celery_delay.audit.version import UUID, VERSIONS, is_current, read_uuid, schema_of
 from celery_delay.exceptions import SchemaOutdated
 
-__all__ = [
-    "VERSION_TABLE",
-    "adopt",
-    "alembic_config",
-    "has_tables",
-    "is_current",
-    "read_uuid",
-    "schema_of",
-    "upgrade",
-]
+__all__ = ["adopt", "alembic_config", "as_sql", "upgrade"]
 
-VERSION_TABLE = "celery_delay_version"
-
-_UUID = "uuid"
 #: Any number will do that no other program locks in the same database.
 _LOCK = 0x63656C64
 
@@ -47,39 +34,6 @@ def alembic_config(connection: Connection | None = None) -> Config:
     config.set_main_option("script_location", folder)
     config.attributes["connection"] = connection
     return config
-
-
-@cache
-def _migrations() -> ScriptDirectory:
-    return ScriptDirectory.from_config(alembic_config())
-
-
-def schema_of(connection: Connection) -> str | None:
-    """The schema that has our tables; ``None`` for the connection's default."""
-    schemas = connection.get_execution_options().get("schema_translate_map", {})
-    found: str | None = schemas.get(None)
-    return found
-
-
-def is_current(connection: Connection) -> bool:
-    """Whether the tables are those of this release.
-
-    Raises:
-        SchemaOutdated: they were made by a newer release.
-    """
-    place = {"version_table": VERSION_TABLE, "version_table_schema": schema_of(connection)}
-    context = MigrationContext.configure(connection, opts=place)
-    found = context.get_current_revision()
-    if found is None:
-        return False
-    try:
-        _migrations().get_revision(found)
-    except CommandError as exc:
-        raise SchemaOutdated(
-            f"the audit tables have the version {found}, which this release does not know:"
-            " they were migrated by a newer one"
-        ) from exc
-    return found == _migrations().get_current_head()
 
 
 def upgrade(connection: Connection) -> str:
@@ -107,18 +61,50 @@ def upgrade(connection: Connection) -> str:
     uuid = read_uuid(connection)
     if uuid is None:
         uuid = str(uuid4())
-        connection.execute(insert(meta).values(name=_UUID, value=uuid))
+        connection.execute(insert(meta).values(name=UUID, value=uuid))
     return uuid
 
 
-def has_tables(connection: Connection) -> bool:
-    """Whether the database has audit tables, of whatever version."""
-    return inspect(connection).has_table(meta.name, schema=schema_of(connection))
+def as_sql(dialect: str, wanted: str | None, since: str | None = None) -> str:
+    """What :func:`upgrade` would run, as SQL for whoever may change the database; connects nowhere.
+
+    Arguments:
+        dialect: ``postgresql``, ``mysql``, ``mariadb`` or ``sqlite``.
+        wanted: the schema (in MySQL and MariaDB the database) of the tables.
+        since: the version that the tables have; ``None``: there are none yet.
+
+    Raises:
+        ValueError: there is no such version.
+    """
+    if since is not None and since not in VERSIONS:
+        raise ValueError(
+            f"{since!r} is no version of the audit tables: there are {', '.join(VERSIONS)}"
+        )
+    out = StringIO()
+    config = alembic_config()
+    config.attributes["dialect"] = dialect
+    config.output_buffer = out
+    command.upgrade(config, f"{since}:head" if since is not None else "head", sql=True)
+    made = out.getvalue().strip()
+    parts = [*_in_schema(dialect, wanted), made]
+    if since is None:
+        row = insert(meta).values(name=UUID, value=str(uuid4()))
+        filled = row.compile(dialect=_dialect(dialect), compile_kwargs={"literal_binds": True})
+        parts.append(f"{filled};")
+    return "\n\n".join(one for one in parts if one) + "\n"
 
 
-def read_uuid(connection: Connection) -> str | None:
-    """The database's uuid; ``None`` if it bears none."""
-    found: str | None = connection.scalar(select(meta.c.value).where(meta.c.name == _UUID))
+def _in_schema(dialect: str, wanted: str | None) -> list[str]:
+    if wanted is None:
+        return []
+    quoted = _dialect(dialect).identifier_preparer.quote(wanted)
+    if dialect == "postgresql":
+        return [f"CREATE SCHEMA IF NOT EXISTS {quoted};", f"SET search_path TO {quoted};"]
+    return [f"CREATE DATABASE IF NOT EXISTS {quoted};", f"USE {quoted};"]
+
+
+def _dialect(name: str) -> Dialect:
+    found: Dialect = URL.create(name).get_dialect()()
     return found
 
 
@@ -127,5 +113,5 @@ def adopt(connection: Connection, uuid: str) -> None:
 
     What was written stays.  The cursors go: they are positions in another store's journal.
     """
-    connection.execute(update(meta).where(meta.c.name == _UUID).values(value=uuid))
+    connection.execute(update(meta).where(meta.c.name == UUID).values(value=uuid))
     connection.execute(delete(cursor))

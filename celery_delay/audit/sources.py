@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import URL, Dialect, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from celery_delay.audit.writable import connect_to_writable
 from celery_delay.exceptions import InvalidSetting
 
 __all__ = ["Source", "from_engine", "from_url"]
@@ -37,16 +38,19 @@ _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
 class Source(NamedTuple):
     """A database that can be connected to.
 
-    ``ready`` is the project's engine if it gave one; ``setting`` is what to blame.
+    ``ready`` is the project's engine if it gave one; ``setting`` is what to blame; ``others`` are
+    URLs of standbys.
     """
 
     setting: str
     url: URL
     ready: Engine | None = None
+    others: tuple[URL, ...] = ()
 
     def __str__(self) -> str:
-        """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        """The URLs without their passwords."""
+        urls = (self.url, *self.others)
+        return ", ".join(one.render_as_string(hide_password=True) for one in urls)
 
     def make(self, connect_args: Mapping[str, Any]) -> Engine:
         """An engine with a pool of its own; connects to nothing.
@@ -57,7 +61,7 @@ class Source(NamedTuple):
         if self.ready is not None:
             pool = self.ready.pool.recreate()
             return Engine(pool, self.ready.dialect, self.url, hide_parameters=True)
-        return create_engine(
+        engine = create_engine(
             self.url,
             connect_args=dict(connect_args),
             # one for the auditor; more only while somebody reads at the same time
@@ -66,18 +70,36 @@ class Source(NamedTuple):
             # arguments of tasks do not belong into logs and tracebacks
             hide_parameters=True,
         )
+        if self.others:
+            connect_to_writable(engine, (self.url, *self.others), connect_args)
+        return engine
 
 
-def from_url(given: str | URL) -> Source:
-    """The database that a URL names.
+def from_url(given: str | URL | Sequence[str]) -> Source:
+    """The database that a URL names, or several URLs of a primary and its standbys.
 
     A URL without a driver gets the first one that is installed; ``postgres://``, as
     hosting platforms write it, is ``postgresql://``.
 
     Raises:
         InvalidSetting: no URL, an unsupported database, a driver that is asynchronous or not
-            installed, or an SQLite file without an absolute path.
+            installed, or an SQLite file without an absolute path; URLs of different kinds.
     """
+    if isinstance(given, (str, URL)):
+        return _of_one(given)
+    first, *others = (_of_one(one) for one in given)
+    for one in others:
+        if one.url.drivername != first.url.drivername:
+            raise InvalidSetting(
+                f"{_URL} has several URLs, which must name one kind of database and one driver,"
+                f" but {first} and {one} differ"
+            )
+        if first.url.get_backend_name() == "sqlite":
+            raise InvalidSetting(f"{_URL} must be one URL for SQLite, which has no standbys: {one}")
+    return first._replace(others=tuple(one.url for one in others))
+
+
+def _of_one(given: str | URL) -> Source:
     try:
         url = make_url(given)
     except ArgumentError as exc:

@@ -7,10 +7,11 @@ holds nothing but the group; a verb's module is imported when the verb is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
 import click
 from celery.bin.base import handle_preload_options
+
+from celery_delay.cli.groups import Verbs
 
 __all__ = ["delay"]
 
@@ -18,34 +19,41 @@ __all__ = ["delay"]
 _VERBS: Mapping[str, str] = {
     "add": "adding",
     "list": "listing",
+    "count": "listing",
     "show": "story",
     "history": "story",
     "cancel": "acting",
     "reschedule": "steering",
+    "update": "updating",
     "run-now": "steering",
     "hold": "steering",
     "release": "releasing",
+    "purge": "purging",
+    "pause": "pausing",
+    "resume": "pausing",
     "status": "status",
     "leader": "status",
+    "forecast": "numbers",
+    "stats": "numbers",
+    "doctor": "doctor",
+    "schedule": "schedules",
+    "flower": "flower",
     "check": "checking",
+    "export": "porting",
+    "import": "porting",
+    "rotate-keys": "resealing",
+    "verify": "verifying",
+    "rebuild": "verifying",
+    "prune": "pruning",
+    "forget": "pruning",
     "migrate": "acting",
 }
 
 
-class _Verbs(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _VERBS:
-            return None
-        module = import_module(f"{__name__}.{_VERBS[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
-        return command
-
-
 @click.command(
-    cls=_Verbs, short_help="Look at delayed tasks, change or cancel them, see what is wrong."
+    cls=Verbs,
+    verbs=_VERBS,
+    short_help="Look at delayed tasks, change or cancel them, see what is wrong.",
 )
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
@@ -55,8 +63,11 @@ def delay(ctx: click.Context) -> None:
     \b
     What waits:         celery -A proj delay list
     What happened:      celery -A proj delay history ID
-    What is wrong:      celery -A proj delay status
+    What is coming:     celery -A proj delay forecast
+    What is wrong:      celery -A proj delay status, and in full: doctor
+    What repeats:       celery -A proj delay schedule list
     Before a deploy:    celery -A proj delay check
+    To another Redis:   celery -A proj delay export FILE, import FILE
 
     Each verb takes --json: one document, instants as ISO 8601 in UTC and in milliseconds.
 

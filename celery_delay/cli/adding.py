@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from celery_delay.cli.completion import task_names
+from celery_delay.cli.jsons import LIST, OBJECT
 from celery_delay.cli.lines import Call, Default, Line, LineError, build, chunks, parse
 from celery_delay.cli.output import Output
 from celery_delay.cli.progress import progress_bar
@@ -26,17 +27,19 @@ from celery_delay.cli.verb import (
     tasks_load,
     verb,
 )
+from celery_delay.domain.uniqueness import Said
 from celery_delay.exceptions import (
     AlreadyScheduled,
     DelayError,
     InvalidSetting,
     OutcomeUnknown,
+    UniqueConflict,
     UnsupportedBroker,
 )
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
-    from celery_delay.entries import Addition
+    from celery_delay.domain.entries import Addition
 
 __all__ = ["add_command"]
 
@@ -44,32 +47,24 @@ __all__ = ["add_command"]
 _TOLD = 20
 
 
-class _JSON(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
-    """JSON text of one kind."""
-
-    def __init__(self, kind: type, name: str) -> None:
-        self.kind = kind
-        self.name = name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            found = json.loads(value) if isinstance(value, str) else value
-        except (ValueError, RecursionError) as exc:
-            self.fail(f"{value!r} is no JSON: {exc}", param, ctx)
-        if not isinstance(found, self.kind):
-            self.fail(f"{value!r} is no {self.name}", param, ctx)
-        return found
-
-
 @verb("add")
-@click.argument("task", required=False)
-@option("--args", "args", type=_JSON(list, "JSON list"), help="The arguments: '[42, \"x\"]'.")
-@option("--kwargs", "kwargs", type=_JSON(dict, "JSON object"),
+@click.argument("task", required=False, shell_complete=task_names)
+@option("--args", "args", type=LIST, help="The arguments: '[42, \"x\"]'.")
+@option("--kwargs", "kwargs", type=OBJECT,
         help="The keyword arguments: '{\"order\": 42}'.")  # fmt: skip
 @option("--countdown", type=SECONDS, help="Due in so many seconds from now, or 30m, 2h, 1d.")
 @option("--eta", type=DATETIME, help="Due then.")
 @option("--queue", help="Instead of the queue that the routes give.")
 @option("--task-id", help="Instead of a new one.")
+@option("--unique-key", help="No other task may have it at the same time.")
+@option("--on-conflict", type=click.Choice(["error", "keep", "replace", "extend"]),
+        help="What to do if another task has the key; keep if it is not said.")  # fmt: skip
+@option("--unique-until", type=click.Choice(["dispatched", "started", "done"]),
+        help="When the key is free; dispatched if it is not said.")  # fmt: skip
+@option("--unique-for", type=SECONDS,
+        help="With started and done: so long after the hand-off in any case.")  # fmt: skip
+@option("--idempotency-key", help="Names this call: repeated, it gets the same result.")
+@option("--idempotency-for", type=SECONDS, help="For so long; a day if it is not said.")
 @option("--by-name", is_flag=True, help="Also tasks that are not registered here.")
 @option("--from", "source", type=click.File("rb"), metavar="FILE",
         help="A file with a JSON object on each line; - for stdin.")  # fmt: skip
@@ -95,8 +90,9 @@ def add_command(
     """Add one delayed task, or those of a file.
 
     A line of the file is an object with "task", and if wanted "args", "kwargs", "countdown"
-    (seconds) or "eta" (ISO 8601; without an offset as delay_naive_eta says), "task_id" and
-    "queue".  Lines without a time are due as --countdown or --eta says.
+    (seconds) or "eta" (ISO 8601; without an offset as delay_naive_eta says), "task_id",
+    "queue", "unique_key", "on_conflict", "unique_until", "unique_for", "idempotency_key" and
+    "idempotency_for".  Lines without a time are due as --countdown or --eta says.
 
     The file is read and stored in chunks, each whole or not at all.  A chunk with a bad line is
     refused before anything of it is stored, with the numbers of its bad lines; those before it
@@ -119,7 +115,7 @@ def add_command(
     if task is not None and countdown is None and eta is None:
         raise click.UsageError("say when: --countdown or --eta")
     if source is not None and any(value is not None for value in one.values()):
-        raise click.UsageError("--args, --kwargs, --queue and --task-id are for one task")
+        raise click.UsageError("--args, --kwargs, --queue, --task-id and keys are for one task")
     if task is not None and skip:
         raise click.UsageError("--skip goes with --from")
     if delayed.app.conf.task_always_eager:
@@ -127,8 +123,9 @@ def add_command(
     if not tasks_load(delayed):
         return USAGE
     if source is None:
+        said = Said(*(one[name] for name in Said._fields))
         call = Call(task or "", one["args"] or [], one["kwargs"] or {}, countdown, eta,
-                    one["task_id"], one["queue"])  # fmt: skip
+                    one["task_id"], one["queue"], said)  # fmt: skip
         return _add_one(delayed, out, call, by_name, dry_run)
     adding = _Adding(delayed, Default(countdown, eta), by_name, dry_run, next_line=skip + 1)
     _add_lines(adding, source, chunk, skip)
@@ -153,19 +150,26 @@ def _add_one(delayed: CeleryDelay, out: Output, call: Call, by_name: bool, dry_r
         addition = build(delayed, call, by_name=by_name)
     except LineError as exc:
         raise click.UsageError(str(exc)) from None
-    task_id, eta_ms = addition.entry_id.task_id, None
+    task_id, eta_ms, is_other = addition.entry_id.task_id, None, False
     if not dry_run:
         try:
             [added] = delayed.add([addition])
-        except AlreadyScheduled as exc:
+        except (AlreadyScheduled, UniqueConflict) as exc:
             say_error(exc)
             return NO
-        eta_ms = added.due_ms
+        task_id, eta_ms, is_other = added.entry_id.task_id, added.due_ms, added.is_other
     if out.as_json:
-        stored = {"stored": int(not dry_run), "task_id": task_id, "task": call.task}
+        stored = {
+            "stored": int(not dry_run and not is_other),
+            "task_id": task_id,
+            "task": call.task,
+        }
         out.document({**stored, **fields("eta", eta_ms)})
     elif dry_run:
         out.line("it could be added")
+    elif is_other:
+        why = ("nothing new", "this task has the key")
+        out.facts([("task id", task_id), why, ("eta", local(eta_ms))])
     else:
         out.facts([("task id", task_id), ("task", call.task), ("eta", local(eta_ms))])
     return YES
@@ -186,6 +190,7 @@ class _Adding:
 
     Attributes:
         good: lines that are stored, or would be in a dry run.
+        others: those among them of which nothing was stored, since another task has the key.
         next_line: the first line of which nothing is stored.
         in_doubt: first and last line of a chunk of which nobody knows.
         error, code: what ended it, other than a refusal, and the exit code for that.
@@ -197,6 +202,7 @@ class _Adding:
     dry_run: bool
     next_line: int
     good: int = 0
+    others: int = 0
     refused: list[dict[str, Any]] = field(default_factory=list)
     refusals: int = 0
     in_doubt: tuple[int, int] | None = None
@@ -212,11 +218,16 @@ class _Adding:
         if len(additions) < len(lines):
             return False
         try:
-            self.delayed.add(additions)
+            told = self.delayed.add(additions)
         except AlreadyScheduled as exc:
             ids = [one.entry_id.task_id for one in additions]
             # the last of twins in one file: the first would have been stored
             at = len(ids) - 1 - ids[::-1].index(exc.task_id)
+            self._refuse(lines[at].number, str(exc))
+            return False
+        except UniqueConflict as exc:
+            keys = [one.labels.unique and one.labels.unique.key for one in additions]
+            at = len(keys) - 1 - keys[::-1].index(exc.key)
             self._refuse(lines[at].number, str(exc))
             return False
         except (InvalidSetting, UnsupportedBroker):
@@ -228,6 +239,7 @@ class _Adding:
                 self.in_doubt = (lines[0].number, lines[-1].number)
             return False
         self.good += len(additions)
+        self.others += sum(one.is_other for one in told)
         self.next_line = lines[-1].number + 1
         return True
 
@@ -252,7 +264,7 @@ class _Adding:
 
     def tell(self, out: Output) -> int:
         """The summary; the exit code."""
-        stored = 0 if self.dry_run else self.good
+        stored = 0 if self.dry_run else self.good - self.others
         for one in self.refused:
             say_error(f"line {one['line']}: {one['error']}")
         if self.refusals > len(self.refused):
@@ -277,8 +289,9 @@ class _Adding:
         elif self.dry_run:
             out.line(f"{self.good} tasks could be added, {self.refusals} lines could not")
         else:
+            kept = f", {self.others} were there by their keys" if self.others else ""
             rest = "" if is_whole else f"; go on with --skip {self.next_line - 1}"
-            out.line(f"{stored} tasks added{rest}")
+            out.line(f"{stored} tasks added{kept}{rest}")
         if self.error is not None:
             return self.code
         return NO if self.refusals else YES

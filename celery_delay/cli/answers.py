@@ -11,15 +11,18 @@ import click
 from celery_delay.cli.audit import open_audit
 from celery_delay.cli.output import Output
 from celery_delay.cli.verb import NO, UNAVAILABLE, YES, say_error
+from celery_delay.domain.states import State
 from celery_delay.exceptions import DelayError, OutcomeUnknown, StoreUnavailable
-from celery_delay.states import State
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
 
 __all__ = ["ask", "known_ids", "remembered", "tell", "was_handed_off"]
 
-_STYLES = {"TOO_LATE": "red", "NOT_FOUND": "yellow", "QUARANTINED": "red", "DAMAGED": "red"}
+_STYLES = {
+    "TOO_LATE": "red", "NOT_FOUND": "yellow", "QUARANTINED": "red", "DAMAGED": "red",
+    "REFUSED": "red",
+}  # fmt: skip
 _HANDED_OFF = frozenset(one.value for one in State if one.rank >= State.DISPATCHED.rank)
 #: So it was when that was drained; a task that does not wait any more has been handed off since.
 _WAITED = (State.SCHEDULED.value, State.HELD.value)

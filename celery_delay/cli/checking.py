@@ -13,7 +13,7 @@ from celery_delay.cli.verb import NO, USAGE, YES, option, tasks_load, verb
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
-    from celery_delay.checking import EntryCheck
+    from celery_delay.delayed.checking import EntryCheck
 
 __all__ = ["check_command"]
 
@@ -21,15 +21,20 @@ __all__ = ["check_command"]
 @verb("check")
 @option("--ignore", multiple=True, metavar="PATTERN",
         help="Task names of other projects, such as 'billing.*'; may be repeated.")  # fmt: skip
+@option("--hold/--no-hold", "hold", default=None,
+        help="Hold tasks of unknown names; by default as delay_on_unknown says.")  # fmt: skip
 @option("--limit", type=click.IntRange(1), default=20, show_default=True,
         help="Ids shown for each task and reason; --json has them all.")  # fmt: skip
-def check_command(delayed: CeleryDelay, out: Output, *, ignore: tuple[str, ...], limit: int) -> int:
+def check_command(
+    delayed: CeleryDelay, out: Output, *, ignore: tuple[str, ...], hold: bool | None, limit: int
+) -> int:
     """Judge what waits by this code, before it is deployed.
 
     Run it where the new code is, against the store of the running system.  Each pending task
     (scheduled, held, quarantined) must have a name that is registered here, and arguments that
-    the task takes.  The tasks are loaded as a worker loads them.  Nothing is changed, and Redis
-    is read in small pages.
+    the task takes.  The tasks are loaded as a worker loads them.  Redis is read in small pages.
+    Nothing is changed, unless tasks of unknown names are to be held (--hold, or
+    delay_on_unknown = "hold"): they wait then until you release them.
 
     Bodies are read as JSON only, never unpickled; the others are counted as not looked at, as are
     tasks with typing = False.  What follows a task (chain, link, chord) is not judged.
@@ -49,7 +54,7 @@ def check_command(delayed: CeleryDelay, out: Output, *, ignore: tuple[str, ...],
     total = delayed.pending()
     with progress_bar("reading", total) as show:
         found = delayed.check_entries(
-            ignore=ignore, progress=lambda seen: show(seen, f"{seen} of {total}")
+            ignore=ignore, hold=hold, progress=lambda seen: show(seen, f"{seen} of {total}")
         )
     if out.as_json:
         out.document(_document(found))
@@ -75,6 +80,7 @@ def _document(found: EntryCheck) -> dict[str, Any]:
             }
             for one in found.misfits
         ],
+        "held": found.held,
     }
 
 
@@ -89,6 +95,8 @@ def _print(out: Output, found: EntryCheck, limit: int) -> None:
             out.line(f"    and {number - limit} more", "dim")
     for why, number in found.not_looked_at.items():
         out.line(f"not looked at: {number}, {why}", "yellow")
+    if found.held:
+        out.line(f"held: {len(found.held)} of unknown names; `release` lets them go", "yellow")
     ignored = f", {found.ignored} ignored" if found.ignored else ""
     out.line(
         f"{found.total} waiting tasks: {found.fitting} fit, {found.misfitting} do not{ignored}",

@@ -9,17 +9,18 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from kombu.exceptions import EncodeError
 
+from celery_delay.domain.uniqueness import NOTHING_SAID, Said
 from celery_delay.exceptions import DelayError
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from celery_delay.app import CeleryDelay
-    from celery_delay.entries import Addition
+    from celery_delay.domain.entries import Addition
 
 __all__ = ["Call", "Default", "Line", "LineError", "build", "chunks", "parse"]
 
-_FIELDS = ("task", "args", "kwargs", "countdown", "eta", "task_id", "queue")
+_FIELDS = ("task", "args", "kwargs", "countdown", "eta", "task_id", "queue", *Said._fields)
 #: field → its type, and how the refusal calls it.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "task": (str, "a text"),
@@ -29,6 +30,12 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "eta": (str, "a text in ISO 8601"),
     "task_id": (str, "a text"),
     "queue": (str, "a text"),
+    "unique_key": (str, "a text"),
+    "on_conflict": (str, "a text"),
+    "unique_until": (str, "a text"),
+    "unique_for": ((int, float), "a number of seconds"),
+    "idempotency_key": (str, "a text"),
+    "idempotency_for": ((int, float), "a number of seconds"),
 }
 
 
@@ -53,6 +60,7 @@ class Call(NamedTuple):
     eta: str | datetime | None
     task_id: str | None
     queue: str | None
+    said: Said = NOTHING_SAID
 
 
 class Line(NamedTuple):
@@ -113,6 +121,7 @@ def parse(text: bytes, default: Default) -> Call:
         given.get("eta"),
         given.get("task_id"),
         given.get("queue"),
+        Said(*(given.get(name) for name in Said._fields)),
     )
 
 
@@ -126,22 +135,26 @@ def build(delayed: CeleryDelay, call: Call, *, by_name: bool) -> Addition:
         LineError: about the call.
         DelayError: about the project.
     """
-    from celery_delay.bulk import addition_by_name, addition_of
-    from celery_delay.calls import DelayedCall
+    from celery_delay.calling.bulk import addition_by_name, addition_of
+    from celery_delay.calling.calls import DelayedCall, placed
+    from celery_delay.message.delays import Delay
 
     app = delayed.app
     options = {"queue": call.queue} if call.queue is not None else {}
-    one = DelayedCall(call.args, call.kwargs, task_id=call.task_id)
     task = app.tasks.get(call.task)
     if task is None and not by_name:
         raise LineError(
             f"no task {call.task!r} is registered; --by-name adds it for another project"
         )
     try:
-        due = delayed.due(call.countdown, call.eta, None)
+        delay = Delay(delayed.due(call.countdown, call.eta, None)).with_keys(
+            call.said, task, call.args, call.kwargs
+        )
+        task_id = placed(app, delay, call.task_id)
+        one = DelayedCall(call.args, call.kwargs, task_id=task_id)
         if task is None:
-            return addition_by_name(app, call.task, one, due, options)
-        return addition_of(task, one, due, options)
+            return addition_by_name(app, call.task, one, delay, options)
+        return addition_of(task, one, delay, options)
     except DelayError:
         raise
     except (TypeError, ValueError, LookupError, EncodeError) as exc:

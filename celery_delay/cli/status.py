@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from celery_delay.cli.audit import drain_lag, open_audit, shard_reports
-from celery_delay.cli.findings import (
-    STALE_MS,
-    AuditReport,
-    Finding,
-    Leading,
-    Situation,
-    findings,
-)
 from celery_delay.cli.output import Output
+from celery_delay.cli.pausing import gate_document
 from celery_delay.cli.times import fields, local, relative, span
 from celery_delay.cli.verb import NO, YES, verb
-from celery_delay.exceptions import DelayError
-from celery_delay.store.inspection import ServerReport, ShardReport, inspect_server
+from celery_delay.delayed.findings import Diagnosis, Leader, Leading, Situation, findings
+from celery_delay.delayed.supervision import leader_of
+from celery_delay.store.inspection import ServerReport, ShardReport
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
@@ -28,44 +21,16 @@ __all__ = ["leader_command", "status_command"]
 # --- leader ------------------------------------------------------------------------------
 
 
-def _leading(delayed: CeleryDelay, shards: Sequence[ShardReport]) -> list[str]:
-    """How each shard is led.
-
-    A leader that works writes a mark each second.  Where there is none, the lease is watched
-    for as long as a standby does: does its holder still renew it?
-    """
-    states = [_at_a_glance(one) for one in shards]
-    if Leading.GONE in states:
-        delayed.clock.sleep(delayed.settings.lease)
-        for position, (before, after) in enumerate(
-            zip(shards, shard_reports(delayed), strict=True)
-        ):
-            if states[position] == Leading.GONE and after.holder:
-                if _at_a_glance(after) == Leading.LEADING:
-                    states[position] = Leading.LEADING
-                elif (before.term, before.seq) != (after.term, after.seq):
-                    states[position] = Leading.STUCK
-    return states
-
-
-def _at_a_glance(shard: ShardReport) -> str:
-    if not shard.holder:
-        return Leading.NOBODY
-    if shard.progress_ms is not None and shard.now_ms - shard.progress_ms <= STALE_MS:
-        return Leading.LEADING
-    return Leading.GONE
-
-
-def _leader_document(shard: ShardReport, leading: str) -> dict[str, Any]:
-    idle = None if shard.progress_ms is None else shard.now_ms - shard.progress_ms
+def _leader_document(one: Leader) -> dict[str, Any]:
     return {
-        "shard": shard.shard,
-        "status": leading,
-        "holder": shard.holder or None,
-        "term": shard.term,
-        "epoch": shard.epoch,
-        **fields("progress", shard.progress_ms),
-        "idle_ms": idle,
+        "shard": one.shard,
+        "status": one.status,
+        "holder": one.holder,
+        "term": one.term,
+        **fields("since", one.since_ms),
+        "epoch": one.epoch,
+        **fields("progress", one.progress_ms),
+        "idle_ms": one.idle_ms,
     }
 
 
@@ -89,21 +54,20 @@ def leader_command(delayed: CeleryDelay, out: Output) -> int:
 
     The exit code is 0 if each shard is led, else 1.
     """
-    shards = shard_reports(delayed)
-    states = _leading(delayed, shards)
-    rows = [_leader_document(*one) for one in zip(shards, states, strict=True)]
-    led = all(one == Leading.LEADING for one in states)
+    rows = [_leader_document(one) for one in delayed.leader()]
+    led = all(one["status"] == Leading.LEADING for one in rows)
     if out.as_json:
         out.document({"led": led, "shards": rows})
     else:
         out.table(
-            ["shard", "leader", "status", "term", "epoch", "last looked"],
+            ["shard", "leader", "status", "term", "since", "epoch", "last looked"],
             [
                 [
                     one["shard"],
                     one["holder"],
                     one["status"],
                     one["term"],
+                    local(one["since_ms"]),
                     one["epoch"],
                     f"{span(one['idle_ms'])} ago" if one["idle_ms"] is not None else "never",
                 ]
@@ -125,8 +89,8 @@ def status_command(delayed: CeleryDelay, out: Output) -> int:
 
     For each shard: who leads; how many tasks wait and how many are overdue (due for more than a
     second); held ones (kept back by `hold`); blocked ones (set aside, tried again each second) and
-    quarantined ones (parked for good), with the reasons; how many transitions wait for the audit
-    and for how long.
+    quarantined ones (parked for good), with the reasons; those at gates, and what is
+    paused; how many transitions wait for the audit and for how long.
 
     \b
     Examples:
@@ -137,14 +101,7 @@ def status_command(delayed: CeleryDelay, out: Output) -> int:
     The exit code is 0 if there is no problem, 1 if there is one, 69 if Redis is away (then tasks
     wait in it, and beats go on trying by themselves).
     """
-    link = delayed.links().link()
-    try:
-        server = inspect_server(link)
-    finally:
-        link.close()
-    shards = shard_reports(delayed)
-    leading = _leading(delayed, shards)
-    situation = Situation(delayed.settings, server, shards, leading, _audit(delayed))
+    situation = delayed.situation()
     found = findings(situation)
     healthy = not any(one.level == "problem" for one in found)
     document = _status_document(situation, found, healthy)
@@ -155,18 +112,7 @@ def status_command(delayed: CeleryDelay, out: Output) -> int:
     return YES if healthy else NO
 
 
-def _audit(delayed: CeleryDelay) -> AuditReport:
-    if not delayed.settings.audited:
-        return AuditReport("off")
-    try:
-        audit = open_audit(delayed)
-        state, uuid = audit.schema()
-    except DelayError as exc:
-        return AuditReport("unavailable", error=str(exc))
-    return AuditReport(state, str(audit.database), uuid)
-
-
-def _status_document(seen: Situation, found: Sequence[Finding], healthy: bool) -> dict[str, Any]:
+def _status_document(seen: Situation, found: Sequence[Diagnosis], healthy: bool) -> dict[str, Any]:
     server: ServerReport = seen.server
     return {
         "healthy": healthy,
@@ -180,10 +126,10 @@ def _status_document(seen: Situation, found: Sequence[Finding], healthy: bool) -
             "maxmemory_policy": server.eviction,
             "appendonly": server.appends_to_file,
         },
-        "audit": seen.audit._asdict(),
+        "audit": _audit(seen),
         "shards": [
             {
-                **_leader_document(one, leading),
+                **_leader_document(leader_of(one, leading)),
                 "pending": one.pending,
                 "overdue": one.overdue,
                 **fields("next_due", one.next_due_ms),
@@ -192,10 +138,12 @@ def _status_document(seen: Situation, found: Sequence[Finding], healthy: bool) -
                 "held": one.held,
                 "blocked": one.blocked,
                 "blocked_reasons": one.blocked_reasons,
+                "gated": one.gated,
+                "gates": [gate_document(gate) for gate in one.gates],
                 "quarantined": one.quarantined,
                 "quarantined_reasons": one.quarantined_reasons,
                 "journal": one.journal,
-                "drain_lag_ms": drain_lag(one),
+                "drain_lag_ms": one.drain_lag_ms,
                 "gap": one.gap,
                 "templates": one.templates,
                 "schedules": one.schedules,
@@ -206,12 +154,19 @@ def _status_document(seen: Situation, found: Sequence[Finding], healthy: bool) -
     }
 
 
-def _print(out: Output, seen: Situation, found: Sequence[Finding]) -> None:
+def _audit(seen: Situation) -> dict[str, Any]:
+    known = seen.audit._asdict()
+    oldest_ms = known.pop("oldest_ms")
+    return {**known, **fields("oldest", oldest_ms)}
+
+
+def _print(out: Output, seen: Situation, found: Sequence[Diagnosis]) -> None:
     server, audit = seen.server, seen.audit
     out.facts(
         [
             ("Redis", f"{server.version}, up for {span(server.uptime_s * 1000)}"),
             ("audit", f"{audit.state} {audit.database or ''}".strip()),
+            ("oldest in it", local(audit.oldest_ms) if audit.oldest_ms is not None else None),
         ]
     )
     for shard, leading in zip(seen.shards, seen.leading, strict=True):
@@ -238,8 +193,9 @@ def _shard_facts(one: ShardReport, leading: str) -> list[tuple[str, object]]:
         "being published": one.claimed,
         "held": one.held,
         "blocked": one.blocked,
+        "at gates": one.gated,
         "quarantined": one.quarantined,
-        "journal": f"{one.journal} entries, {span(drain_lag(one))} behind",
+        "journal": f"{one.journal} entries, {span(one.drain_lag_ms)} behind",
         "templates": one.templates,
         "schedules": one.schedules,
     }

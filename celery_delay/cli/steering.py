@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from celery_delay.cli.answers import ask, known_ids, remembered, tell, was_handed_off
+from celery_delay.cli.completion import waiting_ids
 from celery_delay.cli.output import Output
+from celery_delay.cli.sweeping import by_filter, sweep, sweep_options
 from celery_delay.cli.times import DATETIME, SECONDS
 from celery_delay.cli.verb import option, verb
-from celery_delay.states import HoldOutcome, RescheduleOutcome
+from celery_delay.domain.states import HoldOutcome, RescheduleOutcome
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
@@ -43,7 +45,8 @@ _HELD: Mapping[HoldOutcome, str] = {
 
 
 @verb("reschedule")
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("task_ids", metavar="[ID...]", nargs=-1, shell_complete=waiting_ids)
+@sweep_options
 @option("--countdown", type=SECONDS, help="Due in so many seconds from now, or 30m, 2h, 1d.")
 @option("--eta", type=DATETIME, help="Due then.")
 @option("--by", type=SECONDS, help="Moves the eta by so many seconds; -10m: earlier.")
@@ -57,6 +60,7 @@ def reschedule_command(
     eta: datetime | None,
     by: timedelta | None,
     reason: str | None,
+    **given: Any,
 ) -> int:
     """Give tasks that wait another eta.  One that is held stays held.
 
@@ -73,14 +77,22 @@ def reschedule_command(
       celery -A proj delay reschedule 5f0c6c2e-… --countdown 30m
       celery -A proj delay reschedule 5f0c6c2e-… --eta 2030-01-31T09:00 --reason "moved"
       celery -A proj delay reschedule 5f0c6c2e-… 91a2b3c4-… --by -3600
+      celery -A proj delay reschedule --queue mail --before 1h --by 1h
 
-    Instants without an offset are local time, as in the tables.  The exit code is 0 if all are
+    With a filter instead of ids they are shown and you are asked first.  Instants without an
+    offset are local time, as in the tables.
+
+    The exit code is 0 if all are
     RESCHEDULED, 69 if Redis gave no answer for one of them (ask again, but with --by look at its
     eta first), else 1.
     """
     if sum(one is not None for one in (countdown, eta, by)) != 1:
         raise click.UsageError("say when, in one way: --countdown, --eta or --by")
     when: dict[str, Any] = {"countdown": countdown, "eta": eta, "by": by}
+
+    if by_filter(task_ids, given):
+        change, done = delayed.reschedule_many, RescheduleOutcome.RESCHEDULED
+        return sweep(delayed, out, change, done, given, **when, reason=reason)
 
     def question(task_id: str) -> RescheduleOutcome:
         return delayed.reschedule(task_id, **when, reason=reason)
@@ -89,10 +101,16 @@ def reschedule_command(
 
 
 @verb("run-now")
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("task_ids", metavar="[ID...]", nargs=-1, shell_complete=waiting_ids)
+@sweep_options
 @option("--reason", help="Goes to the audit.")
 def run_now_command(
-    delayed: CeleryDelay, out: Output, *, task_ids: tuple[str, ...], reason: str | None
+    delayed: CeleryDelay,
+    out: Output,
+    *,
+    task_ids: tuple[str, ...],
+    reason: str | None,
+    **given: Any,
 ) -> int:
     """Make tasks due at once, also those that are held.  The answers are those of `reschedule`.
 
@@ -100,10 +118,17 @@ def run_now_command(
     Examples:
       celery -A proj delay run-now 5f0c6c2e-…
       celery -A proj delay run-now 5f0c6c2e-… --reason "the customer waits at the phone"
+      celery -A proj delay run-now --tag order-42 --dry-run
+
+    With a filter instead of ids they are shown and you are asked first.
 
     The exit code is 0 if all are RESCHEDULED, 69 if Redis gave no answer for one of them (ask
     again), else 1.
     """
+
+    if by_filter(task_ids, given):
+        change, done = delayed.run_many, RescheduleOutcome.RESCHEDULED
+        return sweep(delayed, out, change, done, given, reason=reason)
 
     def question(task_id: str) -> RescheduleOutcome:
         return delayed.run_now(task_id, reason=reason)
@@ -112,10 +137,16 @@ def run_now_command(
 
 
 @verb("hold")
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("task_ids", metavar="[ID...]", nargs=-1, shell_complete=waiting_ids)
+@sweep_options
 @option("--reason", help="Goes to the audit.")
 def hold_command(
-    delayed: CeleryDelay, out: Output, *, task_ids: tuple[str, ...], reason: str | None
+    delayed: CeleryDelay,
+    out: Output,
+    *,
+    task_ids: tuple[str, ...],
+    reason: str | None,
+    **given: Any,
 ) -> int:
     """Keep tasks back until they are released, whatever their eta.
 
@@ -132,11 +163,17 @@ def hold_command(
     \b
     Examples:
       celery -A proj delay hold 5f0c6c2e-… --reason "the shop is closed for repairs"
+      celery -A proj delay hold --task 'till.*'
       celery -A proj delay list --state HELD
+
+    With a filter instead of ids they are shown and you are asked first.
 
     The exit code is 0 if all are HELD, 69 if Redis gave no answer for one of them (ask again),
     else 1.
     """
+
+    if by_filter(task_ids, given):
+        return sweep(delayed, out, delayed.hold_many, HoldOutcome.HELD, given, reason=reason)
 
     def question(task_id: str) -> HoldOutcome:
         return delayed.hold(task_id, reason=reason)

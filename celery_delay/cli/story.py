@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celery_delay.cli.audit import audit_lag, lag_text, open_audit
+from celery_delay.cli.completion import waiting_ids
 from celery_delay.cli.output import STATE_STYLES, Output
 from celery_delay.cli.times import fields, local, relative, span
-from celery_delay.cli.verb import NO, YES, queue_of, say_error, verb
-from celery_delay.entries import StoredEntry
+from celery_delay.cli.verb import NO, YES, say_error, verb
+from celery_delay.domain.documents import run_document
+from celery_delay.domain.entries import StoredEntry
+from celery_delay.domain.queues import queue_of
 from celery_delay.exceptions import DelayError, StoreUnavailable
 
 if TYPE_CHECKING:
     from celery_delay.app import CeleryDelay
-    from celery_delay.audit.queries import RunRow, TaskRow
-    from celery_delay.entries import Event
+    from celery_delay.audit.queries import TaskRow
+    from celery_delay.domain.events import Event
 
 __all__ = ["history_command", "show_command"]
 
@@ -26,7 +29,7 @@ __all__ = ["history_command", "show_command"]
 
 
 @verb("show")
-@click.argument("task_id", metavar="ID")
+@click.argument("task_id", metavar="ID", shell_complete=waiting_ids)
 def show_command(delayed: CeleryDelay, out: Output, *, task_id: str) -> int:
     """Show all that is known of one task.
 
@@ -78,7 +81,7 @@ def _audited(delayed: CeleryDelay, task_id: str) -> tuple[dict[str, Any] | None,
         return None, str(exc)
     if task is None:
         return None, None
-    return {**_task_document(task), "runs": [_run_document(one) for one in runs]}, None
+    return {**_task_document(task), "runs": [run_document(one) for one in runs]}, None
 
 
 def _stored_document(one: StoredEntry, now_ms: int) -> dict[str, Any]:
@@ -87,9 +90,10 @@ def _stored_document(one: StoredEntry, now_ms: int) -> dict[str, Any]:
         "task": one.task,
         "run": one.entry_id.run,
         "version": one.version,
-        "queue": queue_of(one.queue),
+        "queue": queue_of(one.queue) if one.queue is not None else None,
         **fields("eta", one.eta_ms),
         "due_in_ms": one.eta_ms - now_ms,
+        "gate": one.gate or None,
         **fields("expires", one.expires_ms or None),
         "args": one.headers.get("argsrepr"),
         "kwargs": one.headers.get("kwargsrepr"),
@@ -103,7 +107,7 @@ def _task_document(one: TaskRow) -> dict[str, Any]:
         "run": one.run,
         "version": one.version,
         "task": one.name,
-        "queue": queue_of(one.queue),
+        "queue": queue_of(one.queue) if one.queue is not None else None,
         **fields("eta", one.eta_ms),
         **fields("created", one.created_ms),
         **fields("updated", one.updated_ms),
@@ -113,22 +117,6 @@ def _task_document(one: TaskRow) -> dict[str, Any]:
         "parent_id": one.parent_id,
         "group_id": one.group_id,
         "result": one.result,
-        "error": one.error,
-    }
-
-
-def _run_document(one: RunRow) -> dict[str, Any]:
-    return {
-        "run": one.run,
-        "version": one.version,
-        "state": one.state,
-        **fields("eta", one.eta_ms),
-        **fields("scheduled", one.scheduled_ms),
-        **fields("dispatched", one.dispatched_ms),
-        **fields("started", one.started_ms),
-        **fields("ended", one.ended_ms),
-        "lag_ms": one.lag_ms,
-        "worker": one.worker,
         "error": one.error,
     }
 
@@ -183,7 +171,7 @@ def _show_table(out: Output, document: Mapping[str, Any], now_ms: int) -> None:
 
 
 @verb("history")
-@click.argument("task_id", metavar="ID")
+@click.argument("task_id", metavar="ID", shell_complete=waiting_ids)
 def history_command(delayed: CeleryDelay, out: Output, *, task_id: str) -> int:
     """Tell all that happened to one task, in order, with all its runs.
 

@@ -12,28 +12,15 @@ from typing import Any
 
 import click
 
-from celery_delay.clock import from_ms, to_ms
-from celery_delay.entries import Due
+from celery_delay.domain.clock import from_ms, to_ms
+from celery_delay.domain.documents import fields, iso
+from celery_delay.domain.entries import Due
+from celery_delay.domain.spans import span
 
 __all__ = ["DATETIME", "INSTANT", "SECONDS", "fields", "iso", "local", "relative", "span"]
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = re.compile(r"([+-]?)(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
-
-
-def iso(ms: int | None) -> str | None:
-    """The instant in UTC for programs."""
-    if ms is None:
-        return None
-    try:
-        return from_ms(ms).strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
-    except OverflowError:
-        return None
-
-
-def fields(name: str, ms: int | None) -> dict[str, object]:
-    """An instant in a JSON document: *name* in ISO 8601 and *name*_ms."""
-    return {name: iso(ms), f"{name}_ms": ms}
 
 
 def local(ms: int | None, timespec: str = "seconds") -> str:
@@ -44,24 +31,6 @@ def local(ms: int | None, timespec: str = "seconds") -> str:
         return from_ms(ms).astimezone().isoformat(sep=" ", timespec=timespec)
     except (OverflowError, ValueError):
         return f"{ms} ms"
-
-
-def span(ms: int | None) -> str:
-    """A duration in its two largest units: ``340 ms``, ``5m 03s``, ``2d 04h``."""
-    if ms is None:
-        return "-"
-    if ms < 0:
-        return f"-{span(-ms)}"
-    if ms < 1_000:
-        return f"{ms} ms"
-    if ms < 60_000:
-        return f"{ms / 1000:.1f} s"
-    seconds = ms // 1000
-    if seconds < 3_600:
-        return f"{seconds // 60}m {seconds % 60:02d}s"
-    if seconds < 86_400:
-        return f"{seconds // 3_600}h {seconds % 3_600 // 60:02d}m"
-    return f"{seconds // 86_400}d {seconds % 86_400 // 3_600:02d}h"
 
 
 def relative(ms: int | None, now_ms: int) -> str:

@@ -25,8 +25,8 @@ __all__ = [
     "UNAVAILABLE",
     "USAGE",
     "YES",
+    "delayed_of",
     "option",
-    "queue_of",
     "say_error",
     "tasks_load",
     "verb",
@@ -41,9 +41,6 @@ NO = 1
 USAGE = 2
 #: Redis or the audit database cannot be used now; ``EX_UNAVAILABLE`` of sysexits.h.
 UNAVAILABLE = 69
-
-#: kombu puts this between a queue's name and a priority to name a list.
-_PRIORITY = "\x06\x16"
 
 _CONFIGURATION = (InvalidSetting, NotInstalled, UnsupportedBroker)
 
@@ -61,7 +58,7 @@ def say_error(error: object) -> None:
 
 def tasks_load(delayed: CeleryDelay) -> bool:
     """Import the project's tasks as a worker would; False after saying why that fails."""
-    from celery_delay.checking import load_tasks
+    from celery_delay.delayed.checking import load_tasks
 
     try:
         load_tasks(delayed.app)
@@ -71,11 +68,6 @@ def tasks_load(delayed: CeleryDelay) -> bool:
         say_error(f"the tasks cannot be imported: {type(exc).__name__}: {exc}")
         return False
     return True
-
-
-def queue_of(key: str | None) -> str | None:
-    """A queue's name out of its list's key."""
-    return key.partition(_PRIORITY)[0] if key is not None else None
 
 
 def verb(name: str) -> Callable[[_Verb], click.Command]:
@@ -91,7 +83,7 @@ def verb(name: str) -> Callable[[_Verb], click.Command]:
         def run(ctx: click.Context, /, *, as_json: bool, **options: Any) -> None:
             out = Output(as_json=as_json, colours=not getattr(ctx.obj, "no_color", False))
             try:
-                code = function(_delayed(ctx), out, **options)
+                code = function(delayed_of(ctx), out, **options)
             except DelayError as exc:
                 say_error(exc)
                 code = USAGE if isinstance(exc, _CONFIGURATION) else UNAVAILABLE
@@ -104,9 +96,9 @@ def verb(name: str) -> Callable[[_Verb], click.Command]:
     return decorate
 
 
-def _delayed(ctx: click.Context) -> CeleryDelay:
+def delayed_of(ctx: click.Context) -> CeleryDelay:
     """The ``CeleryDelay`` of the app that ``-A`` names."""
-    from celery_delay.calls import require
+    from celery_delay.calling.calls import require
 
     app = ctx.obj.app
     try:
@@ -115,7 +107,8 @@ def _delayed(ctx: click.Context) -> CeleryDelay:
         if ctx.find_root().params.get("app") is None:
             # Celery went on with its default app, which nobody has set up
             raise click.UsageError(
-                f"say which app: celery -A proj delay {ctx.info_name}", ctx
+                f"say which app: celery -A proj delay {ctx.command_path.partition('delay ')[2]}",
+                ctx,
             ) from None
         raise
     return delayed

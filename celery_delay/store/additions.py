@@ -10,29 +10,35 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
+from uuid import uuid4
 
 from redis.exceptions import ResponseError
 
-from celery_delay.entries import Addition, Due, EntryId, Record, template_id
+from celery_delay.domain.entries import Added, Addition, Due, EntryId, Record, template_id
+from celery_delay.domain.labels import NO_LABELS
+from celery_delay.domain.ports import Cancelled, Leaderless
+from celery_delay.domain.states import CancelOutcome
+from celery_delay.domain.uniqueness import FOLLOW
 from celery_delay.exceptions import (
     AlreadyScheduled,
+    DelayError,
     JournalFull,
     OutcomeUnknown,
     StoreUnavailable,
+    UniqueConflict,
 )
-from celery_delay.ports import Added, Cancelled, Leaderless
-from celery_delay.states import CancelOutcome
 from celery_delay.store.connection import AnswerLost
 from celery_delay.store.heartbeat import Heartbeat
 from celery_delay.store.records import decode
 from celery_delay.store.shard import REPEAT_AFTER, Shard
 
-__all__ = ["ADD_LIMIT", "TEMPLATE_CAP", "Additions", "due_text", "record_text"]
+__all__ = ["ADD_LIMIT", "TEMPLATE_CAP", "Additions", "Attempt", "due_text", "record_text"]
+__all__ += ["refusal"]
 
 #: Templates a shard keeps; more shapes than this are stored inside their records.
-TEMPLATE_CAP = 1_000
+TEMPLATE_CAP = 3_000
 #: Entries that one add script takes; above this Redis would be busy for too long.
 ADD_LIMIT = 1_000
 #: Time-outs that one attempt takes at most: to connect, to look at the server, to add.
@@ -71,6 +77,7 @@ class Additions(Shard):
             StoreUnavailable: nothing was stored.
             ValueError: a task id has a line break or a tab; nothing was stored.
             AlreadyScheduled: one task id has a live entry; nothing was stored.
+            UniqueConflict: one unique key has another entry, which stays; nothing was stored.
             JournalFull: with ``delay_journal_full = "refuse"``; nothing was stored.
             OutcomeUnknown: no answer within the window, or the script broke.
         """
@@ -89,27 +96,16 @@ class Additions(Shard):
                 continue
             status = answer[0].decode()
             if status == "OK":
-                codes = answer[2].decode()
                 self.heartbeat.seen(int(answer[3]))
-                return [
-                    Added(one.entry_id, code, int(due))
-                    for one, code, due in zip(attempt.drawn, codes, answer[4:], strict=True)
-                ]
+                return attempt.added(answer)
             if status == "TEMPLATE":
                 attempt.offer(answer[2:])
             elif status == "INLINE":
                 attempt.inline, attempt.offered = True, {}
-            elif attempt.unknown:
-                # this attempt wrote nothing, but an earlier one may have, or may still arrive
-                raise OutcomeUnknown(attempt.drawn[0].entry_id, attempt.unknown)
-            elif status == "LEADERLESS":
-                raise Leaderless("no beat leads, so nobody would hand the task off")
-            elif status == "CONFLICT":
-                raise AlreadyScheduled(answer[2].decode())
-            elif status == "FULL":
-                raise JournalFull("the journal is full; see `celery delay status`")
-            elif redraws == REDRAWS:
-                raise StoreUnavailable("each add came later to Redis than delay_add_window allows")
+            elif status == "BUSY" and self._clock.boot() < give_up:
+                self._clock.sleep(REPEAT_AFTER)
+            elif status != "LATE" or attempt.unknown or redraws == REDRAWS:
+                raise refusal(status, answer, attempt)
             else:  # LATE, and certainly without effect
                 redraws += 1
                 self._offset_ms = None
@@ -138,7 +134,7 @@ class Additions(Shard):
             return Cancelled(outcome, None)
         return Cancelled(outcome, decode(task_id, int(answer[5] or 0), answer[3], answer[4]))
 
-    def _draw(self, additions: Sequence[Addition]) -> _Attempt:
+    def _draw(self, additions: Sequence[Addition]) -> Attempt:
         """Give the new entries among *additions* their run, and the call its deadline."""
         now = self.now_ms()
         if now < self._not_before < now + 1000:  # unless the clock was set back since
@@ -148,12 +144,21 @@ class Additions(Shard):
             if "\n" in task_id or "\t" in task_id:
                 raise ValueError(f"the task id {task_id!r} cannot be stored")
         drawn = [
-            one if one.entry_id.run else one._replace(entry_id=EntryId(one.entry_id.task_id, now))
+            one if one.entry_id.run else Addition(EntryId(one.entry_id.task_id, now), *one[1:])
             for one in additions
         ]
-        return _Attempt(drawn, now + self._settings.window_ms)
+        return Attempt(drawn, now + self._settings.window_ms)
 
-    def _try(self, attempt: _Attempt, needs_leader: bool) -> Any:
+    def _when_full(self) -> dict[str, int]:
+        """At how many events in the journal additions are refused, or left out of it."""
+        settings = self._settings
+        refuses = settings.is_sync or settings.journal_full == "refuse"
+        return {
+            "journal_max": settings.journal_max if settings.is_sync else self._journal_max,
+            "refuse_when_full": int(refuses),
+        }
+
+    def _try(self, attempt: Attempt, needs_leader: bool) -> Any:
         """The script's answer; ``None`` if it was lost, or once one was and Redis is away."""
         try:
             return self._call(
@@ -162,13 +167,14 @@ class Additions(Shard):
                     "now": self._given_now(),
                     "window": self._settings.window_ms,
                     "tombstone_ms": self._tombstone_ms,
-                    "journal_max": self._journal_max,
-                    "refuse_when_full": int(self._settings.journal_full == "refuse"),
+                    **self._when_full(),
                     "template_cap": TEMPLATE_CAP,
                     "template_count": len(attempt.offered),
                     "leader_grace": self.heartbeat.grace_ms if needs_leader else 0,
+                    "epoch": 0,
                 },
                 attempt.rest(),
+                steady=True,
             )
         except AnswerLost as exc:
             attempt.unknown = attempt.unknown or str(exc) or "the answer was lost"
@@ -181,8 +187,31 @@ class Additions(Shard):
         return None
 
 
+def refusal(status: str, answer: Sequence[bytes], attempt: Attempt) -> DelayError:
+    """What to raise for an answer that says that this attempt stored nothing."""
+    if status == "UNIQUE":
+        # no earlier attempt stored anything, nor will one that is still on its way
+        return UniqueConflict(answer[2].decode(), answer[3].decode())
+    if attempt.unknown:
+        # this attempt wrote nothing, but an earlier one may have, or may still arrive
+        return OutcomeUnknown(attempt.drawn[0].entry_id, attempt.unknown)
+    if status == "LEADERLESS":
+        return Leaderless("no beat leads, so nobody would hand the task off")
+    if status == "CONFLICT":
+        return AlreadyScheduled(answer[2].decode())
+    if status == "FULL":
+        return JournalFull("the journal is full; see `celery delay status`")
+    if status == "BUSY":
+        key, task_id = answer[2].decode(), answer[3].decode()
+        return StoreUnavailable(
+            f"the task {task_id!r}, which has the unique key {key!r}, is being published; whether"
+            " it can be changed is not known yet: call again"
+        )
+    return StoreUnavailable("each add came later to Redis than delay_add_window allows")
+
+
 @dataclass
-class _Attempt:
+class Attempt:
     """One logical add, which may be sent several times under the same identities.
 
     Attributes:
@@ -204,23 +233,72 @@ class _Attempt:
         texts = {template_id(one.template): one.template for one in self.drawn}
         self.offered = {name: text for name, text in texts.items() if name in wanted}
 
+    @cached_property
+    def operation(self) -> str:
+        """Names the attempt, where it has to be known again."""
+        return uuid4().hex
+
+    def added(self, answer: Sequence[bytes]) -> list[Added]:
+        """What became of each addition, by the script's answer."""
+        ends = 4 + len(self.drawn)
+        replaced = {}
+        if len(answer) > ends:
+            replaced = {
+                int(position): decode(task_id.decode(), int(due or 0), record, template)
+                for position, task_id, record, template, due in zip(
+                    *[iter(answer[ends:])] * 5, strict=True
+                )
+            }
+        told = []
+        for number, one in enumerate(self.drawn):
+            code, due = chr(answer[2][number]), answer[4 + number]
+            entry_id = one.entry_id
+            if code in "KE":
+                due, run, task_id = due.split(b" ", 2)
+                entry_id = EntryId(task_id.decode(), int(run))
+            told.append(Added(entry_id, code, int(due), replaced.get(number + 1)))
+        return told
+
+    def _keys_of(self, number: int, one: Addition) -> str:
+        keys, unique = one.keys, one.labels.unique
+        if keys is None:
+            if unique is None:
+                return ""
+            keys = FOLLOW
+        named = unique.key if unique is not None else keys.idempotency or ""
+        return keys.encode(self._operation_of(number), named)
+
+    def _operation_of(self, number: int) -> str:
+        return f"{self.operation}/{number}"
+
     def rest(self) -> list[object]:
         """The script's arguments after the named ones."""
         rest: list[object] = [part for pair in self.offered.items() for part in pair]
-        for one in self.drawn:
-            record = record_text(one, self.deadline_ms, self.inline)
-            rest += [one.entry_id.task_id, due_text(one.due), record, one.story]
+        for number, one in enumerate(self.drawn):
+            record = record_text(one, self._deadline_of(number), self.inline)
+            keys = self._keys_of(number, one)
+            rest += [one.entry_id.task_id, self._due_of(number), record, one.story, keys]
         return rest
+
+    def _deadline_of(self, _number: int) -> int:
+        return self.deadline_ms
+
+    def _due_of(self, number: int) -> str:
+        return due_text(self.drawn[number].due)
 
 
 def record_text(one: Addition, deadline_ms: int, inline: bool) -> str:
     """The record of an addition; *inline* puts the template into it."""
-    template, values = template_id(one.template), one.values
+    template = _known_id(one.template)
     if inline:
         template = "=" + one.template.replace("\n", "\x02")
-    return Record(
-        one.entry_id.run, one.version, deadline_ms, one.expires_ms, template, values
-    ).encode()
+    head = (one.entry_id.run, one.version, deadline_ms, one.expires_ms)
+    labels = "" if one.labels is NO_LABELS else one.labels.encode()
+    return Record(*head, template, one.values, labels).encode()
+
+
+#: A process has few templates, and uses each many times.
+_known_id = lru_cache(maxsize=256)(template_id)
 
 
 def due_text(due: Due) -> str:

@@ -7,12 +7,12 @@ comes after that instant takes the claimant for dead.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from celery_delay.claims import Claims
-from celery_delay.entries import Claimed, EntryId
-from celery_delay.ports import StaleEpoch
-from celery_delay.store.shard import Shard
+from celery_delay.domain.claims import Claims
+from celery_delay.domain.entries import Claimed, EntryId
+from celery_delay.domain.ports import StaleEpoch
+from celery_delay.store.gating import Gating
 
 __all__ = ["BLOCKED", "QUARANTINE", "SCHEDULE", "Claiming"]
 
@@ -24,7 +24,7 @@ RESCUED_AT_ONCE = 100
 _PARTS = 6
 
 
-class Claiming(Shard):
+class Claiming(Gating):
     """Claiming.  A lost answer leaves claims that nobody knows of; they end by themselves."""
 
     def claim(
@@ -37,6 +37,7 @@ class Claiming(Shard):
         hold_ms: int = 0,
         steal_ms: int = 0,
         latest_ms: int = 0,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
         """Take due entries out, for this caller to publish.
 
@@ -46,6 +47,7 @@ class Claiming(Shard):
             ttl_ms: for how long others leave them alone.
             source: ``outbound``, or ``schedule`` where no move is possible.
             hold_ms, steal_ms, latest_ms: as in :meth:`Moves.move`.
+            rooms: how many messages some queues have room for; the others have enough.
 
         Raises:
             StaleEpoch: this Redis history has no name yet or is not the one it was.
@@ -56,28 +58,26 @@ class Claiming(Shard):
             if epoch is None:
                 raise StaleEpoch
             values = {
-                "now": self._given_now(),
+                **self._of_claim(token),
                 "tombstone_ms": self._tombstone_ms,
-                "journal_max": self._journal_max,
                 "epoch": epoch,
                 "limit": limit,
                 "hold_ms": hold_ms,
                 "steal_ms": steal_ms,
                 "latest_ms": latest_ms,
                 "ttl": ttl_ms,
-                "token": token,
                 "from": source,
+                "limits": self.limits.encode(rooms),
             }
             answer = self._sure(link, "claim", values)
             status, now = answer[0], int(answer[1])
             if status == b"EPOCH":
-                link.learnt.pop("epoch", None)
+                self._forget_epoch(link)
                 raise StaleEpoch
         if status != b"OK":
             return Claims(now, unmoved=status == b"JUMPED")
-        next_due = int(float(answer[2]))
-        expired, quarantined, blocked = map(int, answer[3:6])
-        taken, unreadable = _claimed(answer[7:])
+        next_due, expired, quarantined, blocked = (int(float(one)) for one in answer[2:6])
+        taken, unreadable = _claimed(answer[8:])
         if unreadable:
             # they would come back after each claim, and take the others of their claim along
             quarantined += self.give_back(token, unreadable)
@@ -89,6 +89,7 @@ class Claiming(Shard):
             quarantined,
             blocked,
             answer[6].decode(),
+            gated=int(answer[7]),
         )
 
     def ack(self, token: str, task_ids: Sequence[str]) -> int:
@@ -124,7 +125,7 @@ class Claiming(Shard):
         return answer if isinstance(answer, int) else 0
 
     def tell_broker(self, failure: str) -> None:
-        """See :meth:`celery_delay.claims.ClaimStore.tell_broker`."""
+        """See :meth:`celery_delay.domain.claims.ClaimStore.tell_broker`."""
         if failure:
             self._read("HSET", self.keys.mark, "broker_failure", failure)
         else:

@@ -18,7 +18,15 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-__all__ = ["AnswerLost", "denied_in_script", "explain", "is_refusal", "replica", "unreachable"]
+__all__ = [
+    "AnswerLost",
+    "denied_in_script",
+    "explain",
+    "is_denied",
+    "is_refusal",
+    "replica",
+    "unreachable",
+]
 
 #: Answers by which a server says that it did nothing and will not do it now.
 _REFUSALS = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
@@ -40,6 +48,11 @@ class AnswerLost(Exception):
 def is_refusal(error: ResponseError) -> bool:
     """Whether the server says that it did nothing, and may do it later or elsewhere."""
     return isinstance(error, _REFUSALS) or _REFUSED.search(str(error)) is not None
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether an ACL has refused it."""
+    return isinstance(error, NoPermissionError) or _DENIED.search(str(error)) is not None
 
 
 def explain(error: Exception, command: object, where: object, user: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from celery_delay.entries import EntryId, Record
+from celery_delay.domain.entries import EntryId, Record
 from celery_delay.store import scripts
 from celery_delay.store.shard import Shard
 
@@ -48,24 +48,25 @@ class Histories(Shard):
                     "term": term,
                     "run_id": scripts.server_of(link)["run_id"],
                     "known_epoch": known_epoch,
+                    "epoch": 0,
                 },
             )
-            link.learnt.pop("epoch", None)
+            self._forget_epoch(link)
         if answer[0] == b"TERM":
             return None
         return int(answer[0]), answer[1].decode()
 
     def history(self) -> tuple[int, int]:
-        """See :meth:`celery_delay.ports.ReconcileStore.history`."""
+        """See :meth:`celery_delay.domain.ports.ReconcileStore.history`."""
         epoch, reconciled = self._read("HMGET", self.keys.mark, "epoch", "reconciled")
         return int(epoch or 0), int(reconciled or 0)
 
     def reconciled(self, epoch: int) -> None:
-        """See :meth:`celery_delay.ports.ReconcileStore.reconciled`."""
+        """See :meth:`celery_delay.domain.ports.ReconcileStore.reconciled`."""
         self._read("HSET", self.keys.mark, "reconciled", epoch)
 
     def missing(self, entry_ids: Sequence[EntryId]) -> list[EntryId]:
-        """See :meth:`celery_delay.ports.ReconcileStore.missing`."""
+        """See :meth:`celery_delay.domain.ports.ReconcileStore.missing`."""
         mine = [one for one in entry_ids if self.keys.has(one.task_id, self._settings.shards)]
         if not mine:
             return []

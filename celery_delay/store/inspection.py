@@ -8,19 +8,33 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from celery_delay.entries import CODEC, PUBLISHED, Record, Template
+from redis.exceptions import NoPermissionError
+
+from celery_delay.domain.entries import CODEC, PUBLISHED, Record, Template
+from celery_delay.domain.gates import Gate
 from celery_delay.exceptions import StoreUnavailable
 from celery_delay.store.connection import AnswerLost, Link
 from celery_delay.store.keys import ShardKeys
 
-__all__ = ["OVERDUE_MS", "ServerReport", "ShardReport", "inspect_server", "inspect_shard"]
+__all__ = [
+    "OVERDUE_MS",
+    "ServerReport",
+    "ShardReport",
+    "due_between",
+    "inspect_server",
+    "inspect_shard",
+    "memory_of",
+]
 
 #: An entry is overdue when it is due for longer than this; a busy leader is never so far behind.
 OVERDUE_MS = 1_000
 #: How many parked entries are looked at for their reasons.
 SAMPLE = 500
+#: How many members of a key are looked at for its memory.
+MEMORY_SAMPLE = 50
 
 
 class ServerReport(NamedTuple):
@@ -73,6 +87,21 @@ class ShardReport(NamedTuple):
     broker_failure: str = ""
     #: Entries that an operator keeps back.
     held: int = 0
+    #: Due entries that wait at gates, and the gates.
+    gated: int = 0
+    gates: Sequence[Gate] = ()
+    #: When the holder has taken the lease; ``None`` for nobody, or a beat of an older release.
+    since_ms: int | None = None
+
+    @property
+    def drain_lag_ms(self) -> int:
+        """For how long the oldest transition that SQL has not taken has waited; 0 for none.
+
+        All that is older is in SQL.
+        """
+        if self.journal_oldest_ms is None:
+            return 0
+        return max(0, self.now_ms - self.journal_oldest_ms)
 
 
 def inspect_server(link: Link) -> ServerReport:
@@ -96,7 +125,7 @@ def inspect_shard(link: Link, keys: ShardKeys) -> ShardReport:
     """The shard of *keys*; StoreUnavailable if Redis cannot be asked."""
     seconds, micros = _read(link, "TIME")
     now = int(seconds) * 1000 + int(micros) // 1000
-    holder, term, seq = _read(link, "HMGET", keys.lease, "holder", "term", "seq")
+    holder, term, seq, since = _read(link, "HMGET", keys.lease, "holder", "term", "seq", "since")
     epoch, run_id, progress, gap, audit_id, failure = _read(
         link, "HMGET", keys.mark, *"epoch run_id progress gap audit_id broker_failure".split()
     )
@@ -132,7 +161,49 @@ def inspect_shard(link: Link, keys: ShardKeys) -> ShardReport:
         claimed=_read(link, "ZCARD", keys.claims),
         broker_failure=_text(failure),
         held=_read(link, "ZCARD", keys.held),
+        gated=_read(link, "ZCARD", keys.gated),
+        gates=_gates(link, keys),
+        since_ms=int(since) if holder and since else None,
     )
+
+
+def due_between(link: Link, keys: ShardKeys, bounds: Sequence[int]) -> list[int]:
+    """How many entries of the shard are due before, between and from *bounds* on, in ms.
+
+    One more number than there are bounds.  Each is a ZCOUNT, quick on however many entries.
+    """
+    edges = ["-inf", *(f"({one}" for one in bounds), "+inf"]
+    lows = ["-inf", *bounds]
+    return [
+        sum(_read(link, "ZCOUNT", one, low, high) for one in (keys.schedule, keys.outbound))
+        for low, high in zip(lows, edges[1:], strict=True)
+    ]
+
+
+def memory_of(link: Link, keys: ShardKeys) -> int | None:
+    """Bytes of all keys of the shard but the journal, estimated from a few members of each.
+
+    ``None`` where the user may not ask.
+    """
+    try:
+        return sum(
+            _read(link, "MEMORY", "USAGE", key, "SAMPLES", MEMORY_SAMPLE) or 0
+            for key in keys.all()
+            if key != keys.journal
+        )
+    except StoreUnavailable as exc:
+        if isinstance(exc.__cause__, NoPermissionError):
+            return None
+        raise
+
+
+def _gates(link: Link, keys: ShardKeys) -> list[Gate]:
+    known = _read(link, "HGETALL", keys.gates)
+    names = [_text(one) for one in known[::2]]
+    return [
+        Gate.read(gate, _text(value), _read(link, "ZCARD", f"{keys.gated}:{gate}"))
+        for gate, value in sorted(zip(names, known[1::2], strict=True))
+    ]
 
 
 def _why_blocked(link: Link, keys: ShardKeys) -> dict[str, int]:

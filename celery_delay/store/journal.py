@@ -3,43 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from redis.exceptions import ResponseError
 
-from celery_delay.entries import Event, decode_lines, encode_lines
+from celery_delay.domain.events import Event, decode_lines, encode_lines
+from celery_delay.domain.ports import JournalPosition, Transition
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.ports import JournalPosition, Transition
 from celery_delay.store.connection import AnswerLost
 from celery_delay.store.shard import Shard
 
 __all__ = ["Journal"]
 
+#: Before a state: it is not journalled; the broker keeps the message.  See ``report.lua``.
+UNSAID, KEPT = "!", "+"
+
 
 class Journal(Shard):
     """The journal of a shard, and the audit database that it belongs to."""
 
-    def record(self, transitions: Sequence[Transition], missing: int = 0) -> None:
-        """Journal transitions that happened outside the store, in workers; in one step.
+    def record(
+        self,
+        transitions: Sequence[Transition],
+        missing: int = 0,
+        late: Sequence[Transition] = (),
+    ) -> None:
+        """Take note of transitions that happened outside the store, in workers; in one step.
+
+        They go to the journal, and end the watch over what was handed off.
 
         Arguments:
             missing: how many transitions before these could not be journalled; that becomes
                 a GAP in front of them.
+            late: of those, which shall at least end their watch.
 
         An answer that is lost is not repeated: the audit may miss the transition or has it
         once; it never has it twice.
         """
-        if not self._journal_max:
+        tracks = self._settings.tracks
+        if not self._journal_max and not tracks:
             return
         rest: list[str] = []
-        for one in transitions:
-            rest += [one.state.value, encode_lines([(one.entry_id, one.version, None, one.data)])]
+        for one in late if tracks else ():
+            told = UNSAID + KEPT * one.is_kept + one.state.value
+            rest += [told, encode_lines([(one.entry_id, 1, None, {})])]
+        for told, some in groupby(
+            transitions, lambda one: KEPT * (tracks and one.is_kept) + one.state.value
+        ):
+            lines = [(one.entry_id, one.version, one.eta_ms, one.data) for one in some]
+            rest += [told, encode_lines(lines)]
         values = {
             "now": self._given_now(),
             "journal_max": self._journal_max,
             "missing": missing,
         }
+        if tracks:
+            values["keep_ms"] = self._settings.keep_ms if self._settings.guards else 0
         try:
-            self._call("record", values, rest)
+            self._call("report" if tracks else "record", values, rest)
         except (AnswerLost, ResponseError) as exc:
             raise StoreUnavailable(f"the journal may miss a transition: {exc}") from exc
 
@@ -70,6 +91,14 @@ class Journal(Shard):
                 {"epoch": position.epoch, "term": term, "last_id": position.last_id},
             )
         return answer if isinstance(answer, int) else 0
+
+    def trimmed(self) -> JournalPosition | None:
+        """How far the journal was forgotten, so that SQL must have come; ``None``: never."""
+        stored = self._read("HGET", self.keys.mark, "trimmed")
+        if stored is None:
+            return None
+        epoch, _, last_id = stored.decode().partition(":")
+        return JournalPosition(self.keys.shard, _number(epoch), last_id)
 
     def audit_id(self, proposed: str | None = None) -> str | None:
         """The id of the audit database this shard belongs to; *proposed* becomes it if none is."""

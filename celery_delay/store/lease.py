@@ -6,8 +6,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from celery_delay.domain.ports import LeaseRecord
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.ports import LeaseRecord
 from celery_delay.store import scripts
 from celery_delay.store.connection import AnswerLost, Link
 from celery_delay.store.keys import ShardKeys
@@ -27,7 +27,7 @@ class RedisLease:
         self._holder = holder
 
     def elect(self, *, seen: LeaseRecord | None, may_take: bool) -> LeaseRecord:
-        """See :meth:`celery_delay.ports.Lease.elect`."""
+        """See :meth:`celery_delay.domain.ports.Lease.elect`."""
         answer = self._run(
             "elect",
             {
@@ -53,7 +53,7 @@ class RedisLease:
         )
 
     def release(self, term: int) -> bool:
-        """See :meth:`celery_delay.ports.Lease.release`."""
+        """See :meth:`celery_delay.domain.ports.Lease.release`."""
         return bool(self._run("release", {"holder": self._holder, "term": term}) == 1)
 
     def close(self) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis.exceptions import ResponseError
 
+from celery_delay.domain.ports import Counts, Moved, StaleEpoch
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.ports import Moved, StaleEpoch
 from celery_delay.store.connection import AnswerLost
-from celery_delay.store.shard import Shard
+from celery_delay.store.gating import Gating
 
 __all__ = ["Moves"]
 
 
-class Moves(Shard):
+class Moves(Gating):
     """Moving.  A lost answer needs no repeat: the next pass sees what is left."""
 
-    def move(self, *, hold_ms: int = 0, steal_ms: int = 0, latest_ms: int = 0) -> Moved:
+    #: Upper bounds in ms of the lags by which hand-offs are counted; none: they are not.
+    lag_bounds_ms: tuple[int, ...] = ()
+
+    def move(
+        self, *, hold_ms: int = 0, steal_ms: int = 0, latest_ms: int = 0, traceparent: str = ""
+    ) -> Moved:
         """Hand one batch of due entries to their queues.
 
         Arguments:
@@ -24,6 +31,8 @@ class Moves(Shard):
                 the leader makes no progress.
             latest_ms: move nothing (``Moved.unmoved``) when the store's clock is later than
                 this; 0 for any time.
+            traceparent: context of the span of this hand-off, for the messages' headers; ""
+                for none.
 
         Raises:
             StaleEpoch: this Redis history has no name yet or is not the one it was.
@@ -31,8 +40,7 @@ class Moves(Shard):
                 pass sees what is left.
         """
         with self._link() as link:
-            epoch = self._epoch(link)
-            if epoch is None:
+            if (epoch := self._epoch(link)) is None:
                 raise StaleEpoch
             try:
                 answer = self._script(
@@ -48,6 +56,9 @@ class Moves(Shard):
                         "steal_ms": steal_ms,
                         "latest_ms": latest_ms,
                         "database": self._links.database,
+                        "traceparent": traceparent,
+                        "lag_bounds": " ".join(map(str, self.lag_bounds_ms)),
+                        **self._watch | {"limits": self.limits.encode()},
                     },
                 )
             except AnswerLost as exc:
@@ -56,12 +67,10 @@ class Moves(Shard):
                 raise StoreUnavailable(f"Redis fails in the move: {exc}") from exc
             status, now = answer[0], int(answer[1])
             if status == b"EPOCH":
-                link.learnt.pop("epoch", None)
+                self._forget_epoch(link)
                 raise StaleEpoch
-            if status == b"STANDBY":
-                return Moved(now_ms=now)
-            if status == b"JUMPED":
-                return Moved(now_ms=now, unmoved=True)
+            if status in (b"STANDBY", b"JUMPED"):
+                return Moved(now_ms=now, unmoved=status == b"JUMPED")
             next_due = int(float(answer[2]))
             handled, lag, expired, quarantined, blocked = map(int, answer[3:8])
             return Moved(
@@ -73,6 +82,9 @@ class Moves(Shard):
                 quarantined,
                 blocked,
                 answer[8].decode(),
+                gated=int(answer[9]),
+                openable=answer[10] == 1,
+                counts=_counts(*answer[11:13]) if len(answer) > 11 else None,
             )
 
     def has_epoch(self) -> bool:
@@ -81,9 +93,16 @@ class Moves(Shard):
             return self._epoch(link) is not None
 
     def merge_back(self, *, term: int) -> int:
-        """Return blocked entries to the schedule; how many, at most a batch."""
+        """Return blocked entries to the schedule; how many, at most a batch.
+
+        Keys that have ended are forgotten by the way.
+        """
         with self._link() as link:
-            answer = self._in_epoch(
-                link, "merge_back", {"term": term, "limit": self._settings.batch_size}
-            )
+            values = {"now": self._given_now(), "term": term, "limit": self._settings.batch_size}
+            answer = self._in_epoch(link, "merge_back", values)
         return answer if isinstance(answer, int) else 0
+
+
+def _counts(lags: list[Any], routes: list[Any]) -> Counts:
+    tasks, queues = ([one.decode(errors="replace") for one in routes[n::3]] for n in (0, 1))
+    return Counts(lags[0], lags[1:], list(zip(tasks, queues, routes[2::3], strict=True)))

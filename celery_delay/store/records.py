@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from string import ascii_uppercase
 
-from celery_delay.entries import EntryId, Record, StoredEntry, Template
-from celery_delay.states import State
+from celery_delay.domain.entries import EntryId, Record, StoredEntry, Template
+from celery_delay.domain.labels import Labels
+from celery_delay.domain.states import State
 from celery_delay.store.shard import Shard
 
 __all__ = ["Records", "decode"]
@@ -19,6 +19,10 @@ class Records(Shard):
     def get(self, task_id: str) -> StoredEntry | None:
         """The live entry of *task_id*."""
         return next(iter(self._stored([task_id])), None)
+
+    def some(self, task_ids: Sequence[str]) -> list[StoredEntry]:
+        """The live entries of those of *task_ids* that have one."""
+        return list(self._stored(task_ids))
 
     def between(
         self,
@@ -51,7 +55,7 @@ class Records(Shard):
     def _places(self, state: State | None) -> tuple[str, ...]:
         """The zsets of live entries; those that are held in the last."""
         keys = self.keys
-        places = (keys.schedule, keys.outbound, keys.blocked, keys.held)
+        places = (keys.schedule, keys.outbound, keys.blocked, keys.gated, keys.held)
         if state is None:
             return places
         return {State.SCHEDULED: places[:-1], State.HELD: places[-1:]}.get(state, ())
@@ -64,11 +68,16 @@ class Records(Shard):
             ),
             "claimed": self._read("ZCARD", self.keys.claims),
             "blocked": self._read("ZCARD", self.keys.blocked),
+            "gated": self._read("ZCARD", self.keys.gated),
             "held": self._read("ZCARD", self.keys.held),
             "quarantined": self._read("HLEN", self.keys.quarantine),
             "journal": self._read("XLEN", self.keys.journal),
             "templates": self._read("HLEN", self.keys.templates),
         }
+
+    def _gate_of(self, task_id: str) -> str:
+        """The gate at which an entry waits; "" if it has just passed it."""
+        return (self._read("HGET", self.keys.gate_of, task_id) or b"").decode()
 
     def quarantined(self) -> dict[str, str]:
         """Task id → why, of what could not be handed off."""
@@ -103,8 +112,11 @@ class Records(Shard):
                 texts[name] = self._read("HGET", self.keys.templates, name) or b""
             entry = decode(task_id, int(float(due)), record, texts[name])
             if entry is not None:
-                is_held = place == len(found) - 1
-                yield entry._replace(state=State.HELD) if is_held else entry
+                if place == len(found) - 1:
+                    entry = entry._replace(state=State.HELD)
+                elif place == len(found) - 2:
+                    entry = entry._replace(gate=self._gate_of(task_id))
+                yield entry
         if between and again:
             # from one place to another, between two of our looks
             yield from self._stored(between, again=False)
@@ -118,9 +130,8 @@ def decode(task_id: str, eta_ms: int, stored: bytes, template_text: bytes) -> St
         if record.template.startswith("="):
             text = record.template[1:].replace("\x02", "\n")
         template = Template.decode(text)
-        slots = {"i": task_id, "r": str(record.run), "d": str(eta_ms), "n": "0"}
-        slots.update(zip(ascii_uppercase, record.values, strict=False))
-        envelope = json.loads(template.fill(slots))
+        envelope = json.loads(template.fill(record.slots(task_id, eta_ms)))
+        labels = Labels.read(json.loads(record.labels or "null"))
     except (KeyError, ValueError):
         return None
     return StoredEntry(
@@ -131,4 +142,6 @@ def decode(task_id: str, eta_ms: int, stored: bytes, template_text: bytes) -> St
         envelope["headers"],
         template.queue,
         envelope,
+        queue_name=template.queue_name,
+        labels=labels,
     )

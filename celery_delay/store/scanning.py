@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from celery_delay.entries import Record, StoredEntry
-from celery_delay.states import State
+from celery_delay.domain.entries import Record, StoredEntry
+from celery_delay.domain.states import State
 from celery_delay.store.records import Records, decode
 
 __all__ = ["PAGE", "Page", "Scanning"]
@@ -36,8 +36,44 @@ class Scanning(Records):
         templates: dict[str, bytes] = {}
         for fields in self._fields(self.keys.entries):
             yield self._live(fields, templates)
+        yield from self.parked(templates)
+
+    def parked(self, templates: dict[str, bytes] | None = None) -> Iterator[Page]:
+        """All entries that are QUARANTINED, as :meth:`pages` has them."""
+        known = {} if templates is None else templates
         for fields in self._fields(self.keys.quarantine):
-            yield self._parked(fields, templates)
+            yield self._parked(fields, known)
+
+    def parked_places(self) -> Iterator[tuple[int, str]]:
+        """eta and id of each that is QUARANTINED, in no order; records are not looked into.
+
+        The eta is 0 where it cannot be read.  For one that can come twice, see :meth:`pages`.
+        """
+        for fields in self._fields(self.keys.quarantine):
+            for task_id, parked in fields:
+                found = _unpacked(parked)
+                yield (found[0] if found is not None else 0), task_id
+
+    def parked_entries(self, task_ids: Sequence[str]) -> dict[str, StoredEntry | None]:
+        """Those of *task_ids* that are QUARANTINED; ``None`` for one that cannot be read."""
+        if not task_ids:
+            return {}
+        values = self._read("HMGET", self.keys.quarantine, *task_ids)
+        there = [(one, parked) for one, parked in zip(task_ids, values, strict=True) if parked]
+        entries: dict[str, StoredEntry | None] = {one: None for one, _ in there}
+        entries |= {one.entry_id.task_id: one for one in self._parked(there, {}).entries}
+        return entries
+
+    def parked_entry(self, task_id: str) -> StoredEntry | None:
+        """The entry of *task_id* that is QUARANTINED; ``None``, too, if it cannot be read."""
+        return self.parked_entries([task_id]).get(task_id)
+
+    def why_parked(self, task_ids: Sequence[str]) -> dict[str, str]:
+        """Why those of *task_ids* that are QUARANTINED are so."""
+        if not task_ids:
+            return {}
+        found = zip(task_ids, self._read("HMGET", self.keys.quarantine, *task_ids), strict=True)
+        return {one: _reason(parked) for one, parked in found if parked is not None}
 
     def _fields(self, key: str) -> Iterator[list[tuple[str, bytes]]]:
         cursor = b"0"
@@ -71,14 +107,11 @@ class Scanning(Records):
     def _parked(self, fields: Sequence[tuple[str, bytes]], templates: dict[str, bytes]) -> Page:
         page = Page([], [])
         for task_id, parked in fields:
-            try:
-                _why, eta, record, *_ = json.loads(parked)
-                due_ms = int(float(eta))
-                text = record.encode()
-            except (ValueError, TypeError, AttributeError):
+            found = _unpacked(parked)
+            if found is None:
                 page.unreadable.append(task_id)
-                continue
-            self._put(page, task_id, due_ms, text, State.QUARANTINED, templates)
+            else:
+                self._put(page, task_id, *found, State.QUARANTINED, templates)
         return page
 
     def _put(
@@ -105,3 +138,19 @@ class Scanning(Records):
             page.unreadable.append(task_id)
         else:
             page.entries.append(entry._replace(state=state))
+
+
+def _unpacked(parked: bytes) -> tuple[int, bytes] | None:
+    """eta and record of what is in quarantine; ``None`` if they cannot be told."""
+    try:
+        _why, eta, record, *_ = json.loads(parked)
+        return int(float(eta)), record.encode()
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _reason(parked: bytes) -> str:
+    try:
+        return str(json.loads(parked)[0])
+    except (ValueError, IndexError, TypeError):
+        return "unknown"

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -28,6 +28,7 @@ from celery_delay.exceptions import StoreUnavailable, UnsupportedBroker
 from celery_delay.store.connection import AnswerLost, Link
 from celery_delay.store.failures import denied_in_script, replica
 from celery_delay.store.keys import ShardKeys
+from celery_delay.store.wire import Opening
 
 __all__ = ["Script", "load", "run", "server_of", "sha1"]
 
@@ -54,6 +55,11 @@ class Script:
     allow_oom: bool
     body: str
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The arguments' names, in no order."""
+        return frozenset(self.arguments)
+
     def text(self, server_version: tuple[int, ...]) -> str:
         """The script as that server takes it.
 
@@ -67,11 +73,11 @@ class Script:
             return f"redis.call('HDEL', KEYS[1], '')\n{self.body}"
         return self.body
 
-    def argv(self, values: Mapping[str, object], rest: Iterable[object] = ()) -> list[object]:
+    def argv(self, values: Mapping[str, object]) -> list[object]:
         """*values* in the order of ARGV; a missing or surplus name is a programming error."""
-        if values.keys() != set(self.arguments):
+        if values.keys() != self.names:
             raise TypeError(f"{self.name}.lua takes {self.arguments}, not {tuple(values)}")
-        return [*(values[name] for name in self.arguments), *rest]
+        return [values[name] for name in self.arguments]
 
 
 @cache
@@ -164,26 +170,45 @@ def run(
     keys: ShardKeys,
     values: Mapping[str, object],
     rest: Sequence[object] = (),
+    *,
+    steady: bool = False,
 ) -> Any:
     """Run *script* on the server behind *link*; loads it there when it is not known.
+
+    Arguments:
+        steady: *values* are nearly always the same, so they are packed once, like the keys.
 
     Raises:
         StoreUnavailable: it certainly did not run.
         AnswerLost: it may have run.
     """
     version = server_of(link)["version"]
-    text = _text(script.name, version)
-    named = [getattr(keys, key) for key in script.keys]
-    argv = script.argv(values, rest)
+    argv = script.argv(values)
     try:
         try:
-            return link.call("EVALSHA", sha1(text), len(named), *named, *argv)
+            if steady:
+                return link.call(_opening(script.name, version, keys, *argv), *rest)
+            return link.call(_opening(script.name, version, keys), *argv, *rest)
         except NoScriptError:
-            return link.call("EVAL", text, len(named), *named, *argv)
+            named = _named(script, keys)
+            text = _text(script.name, version)
+            return link.call("EVAL", text, len(named), *named, *argv, *rest)
     except ResponseError as exc:
+        text = _text(script.name, version)
         if (denied := denied_in_script(exc, script.name, text, link.user)) is None:
             raise
         raise ResponseError(denied) from exc
+
+
+def _named(script: Script, keys: ShardKeys) -> list[str]:
+    return [getattr(keys, key) for key in script.keys]
+
+
+@lru_cache(maxsize=4096)
+def _opening(name: str, server_version: tuple[int, ...], keys: ShardKeys, *argv: object) -> Opening:
+    """What a script's command begins with, each time."""
+    named = _named(load(name), keys)
+    return Opening("EVALSHA", sha1(_text(name, server_version)), len(named), *named, *argv)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from celery_delay.clock import Clock
+from celery_delay.domain.clock import Clock
 from celery_delay.exceptions import StoreUnavailable
 from celery_delay.store.failures import AnswerLost
 

@@ -8,18 +8,19 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from celery_delay.clock import Clock
-from celery_delay.entries import EntryId
+from celery_delay.domain.clock import Clock
+from celery_delay.domain.settings import Settings
 from celery_delay.exceptions import OutcomeUnknown, StoreUnavailable
-from celery_delay.settings import Settings
 from celery_delay.store import scripts
 from celery_delay.store.connection import AnswerLost, Link, Links
 from celery_delay.store.keys import ShardKeys
 
-__all__ = ["REPEAT_AFTER", "Shard"]
+__all__ = ["REPEAT_AFTER", "UNBOUNDED", "Shard"]
 
 #: Pause, in seconds, before a command whose answer was lost is repeated.
 REPEAT_AFTER = 0.05
+#: More events than a journal can have.
+UNBOUNDED = 2**53
 
 
 class Shard:
@@ -47,6 +48,15 @@ class Shard:
         self._not_before = 0
         self._tombstone_ms = settings.window_ms + 1_000
         self._journal_max = settings.journal_max if settings.audited else 0
+        if settings.is_sync:
+            # what a full journal leaves out would be taken for lost, and run twice: additions
+            # are refused instead, and all else is written
+            self._journal_max = UNBOUNDED
+        #: After which time a moved entry is looked for (0: never), and how many are at most.
+        watch_ms = settings.patience_ms if settings.tracks else 0
+        self._watch = {"watch_ms": watch_ms, "watch_most": settings.guard_most}
+        # shards share their connections, and each has a name of its own for this history
+        self._epoch_name = f"epoch of {keys.mark}"
 
     def now_ms(self) -> int:
         """The store's clock in ms, estimated from the last answer; never ahead of it."""
@@ -78,7 +88,7 @@ class Shard:
 
     def _epoch(self, link: Link) -> int | None:
         """The epoch of the history behind *link*; ``None`` while the leader has not named it."""
-        if "epoch" not in link.learnt:
+        if self._epoch_name not in link.learnt:
             run_id = scripts.server_of(link)["run_id"]
             try:
                 marked, epoch = link.call("HMGET", self.keys.mark, "run_id", "epoch")
@@ -86,18 +96,32 @@ class Shard:
                 raise StoreUnavailable(f"the mark cannot be read: {exc}") from exc
             if not epoch or not marked or marked.decode() != run_id:
                 return None
-            link.learnt["epoch"] = int(epoch)
-        epoch_known: int = link.learnt["epoch"]
+            link.learnt[self._epoch_name] = int(epoch)
+        epoch_known: int = link.learnt[self._epoch_name]
         return epoch_known
+
+    def _forget_epoch(self, link: Link) -> None:
+        link.learnt.pop(self._epoch_name, None)
 
     def _script(
         self, link: Link, name: str, values: Mapping[str, object], rest: Sequence[object] = ()
     ) -> Any:
         return scripts.run(link, scripts.load(name), self.keys, values, rest)
 
-    def _call(self, name: str, values: Mapping[str, object], rest: Sequence[object] = ()) -> Any:
-        with self._link() as link:
-            answer = self._script(link, name, values, rest)
+    def _call(
+        self,
+        name: str,
+        values: Mapping[str, object],
+        rest: Sequence[object] = (),
+        *,
+        steady: bool = False,
+    ) -> Any:
+        links = self._links
+        link = links.take()
+        try:
+            answer = scripts.run(link, scripts.load(name), self.keys, values, rest, steady=steady)
+        finally:
+            links.give(link)
         if not self._test_now and isinstance(answer, list) and len(answer) > 1:
             self._learn(int(answer[1]))
         return answer
@@ -123,12 +147,12 @@ class Shard:
             if answer != b"EPOCH":
                 break
             # what this link has learnt is out of date: somebody has emptied Redis meanwhile
-            link.learnt.pop("epoch", None)
+            self._forget_epoch(link)
         return answer
 
     def _insist(
         self,
-        entry_id: EntryId,
+        entry_id: object,
         name: str,
         values: Mapping[str, object],
         rest: Sequence[object] = (),
@@ -165,16 +189,18 @@ class Shard:
 
     def _attempt(self, name: str, values: Mapping[str, object], rest: Sequence[object]) -> Any:
         with self._link() as link:
-            general = {
+            general: dict[str, object] = {
                 "now": self._given_now(),
                 "tombstone_ms": self._tombstone_ms,
                 "journal_max": self._journal_max,
                 "epoch": self._epoch(link) or 0,
             }
+            takes = scripts.load(name).arguments
+            general = {key: one for key, one in general.items() if key in takes}
             answer = self._script(link, name, {**general, **values}, rest)
             if answer == b"EPOCH" or (isinstance(answer, list) and answer[0] == b"EPOCH"):
                 # what this link has learnt is out of date: somebody has emptied Redis meanwhile
-                link.learnt.pop("epoch", None)
+                self._forget_epoch(link)
         return answer
 
     def _read(self, *command: object) -> Any:

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
-from celery_delay.entries import EntryId
-from celery_delay.ports import Change, Steered
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.ports import Change, Steered
 from celery_delay.store.additions import due_text
 from celery_delay.store.shard import Shard
 

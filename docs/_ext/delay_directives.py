@@ -1,13 +1,14 @@
 """Directives that write the reference pages from the code.
 
-``delay-settings``, ``delay-keys``, ``delay-lua``, ``delay-states`` and ``delay-cli`` fill
-whole pages; ``delay-event`` adds to a hand-written meaning what the code says about the
-event, and the build warns about an event that no page describes.
+``delay-settings``, ``delay-keys``, ``delay-lua``, ``delay-states``, ``delay-cli``, ``delay-json``
+and ``delay-flower-json`` fill whole pages; ``delay-event`` adds to a hand-written meaning what the
+code says about the event, and the build warns about an event that no page describes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import celery_delay
-from celery_delay.settings import PREFIX, Settings
-from celery_delay.states import LEGAL, State
+from celery_delay.domain.settings import PREFIX, Settings
+from celery_delay.domain.states import LEGAL, State
 from celery_delay.store.keys import ShardKeys
 
 PACKAGE = Path(celery_delay.__file__).parent
@@ -104,15 +105,18 @@ class CommandLine(Written):
         except ImportError:
             yield "*The command line is not part of this build.*"
             return
+        yield from self._verbs(delay, "celery -A proj delay", "")
+
+    def _verbs(self, group: Any, command_line: str, path: str) -> Iterable[str]:
         import click
 
-        context = click.Context(delay, info_name="celery -A proj delay")
-        for name in delay.list_commands(context):
-            command = delay.get_command(context, name)
-            yield f".. verb:: {name}\n"
+        context = click.Context(group, info_name=command_line)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            yield f".. verb:: {path}{name}\n"
             inner = click.Context(
                 command,
-                info_name=f"celery -A proj delay {name}",
+                info_name=f"{command_line} {name}",
                 terminal_width=80,
                 max_content_width=80,
             )
@@ -120,6 +124,61 @@ class CommandLine(Written):
             for line in command.get_help(inner).splitlines():
                 yield f"      {line}"
             yield ""
+            if isinstance(command, click.Group):
+                yield from self._verbs(command, f"{command_line} {name}", f"{path}{name} ")
+
+
+class JSONDocuments(Written):
+    room = "cli"
+
+    def title(self, path: Path, schema: Mapping[str, Any]) -> str:
+        title = f"``{path.stem}``"
+        return f"{title}\n{'-' * len(title)}\n"
+
+    def lines(self) -> Iterable[str]:
+        for path in sorted((PACKAGE / self.room / "schemas").glob("*.json")):
+            schema = json.loads(path.read_text(encoding="utf-8"))
+            yield self.title(path, schema)
+            where = path.relative_to(PACKAGE.parent)
+            yield f"{schema['description']} Schema: ``{where}``.\n"
+            for form in schema.get("oneOf", [schema]):
+                if form is not schema:
+                    yield f"{form['description']}\n"
+                yield ".. list-table::\n   :header-rows: 1\n   :widths: 28 17 55\n"
+                yield "   * - field\n     - type\n     - meaning"
+                for name, one in _fields(form):
+                    yield f"   * - ``{name}``\n     - {_kind(one)}\n     - {_plain(one)}"
+                yield ""
+
+
+class FlowerDocuments(JSONDocuments):
+    room = "flower"
+
+    def title(self, path: Path, schema: Mapping[str, Any]) -> str:
+        return f".. rubric:: ``{schema['title']}``\n"
+
+
+def _fields(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The fields of a document and of what is in it: ``tasks[].eta``."""
+    for name, one in schema.get("properties", {}).items():
+        yield f"{path}{name}", one
+        inner = one.get("items", one)
+        yield from _fields(inner, f"{path}{name}{'[]' * (inner is not one)}.")
+
+
+def _kind(one: Mapping[str, Any]) -> str:
+    if "enum" in one:
+        return "text" + " or null" * (None in one["enum"])
+    kinds = [one["type"]] if isinstance(one["type"], str) else one["type"]
+    names = {"string": "text", "array": "list"}
+    return " or ".join(names.get(kind, kind) for kind in kinds)
+
+
+def _plain(one: Mapping[str, Any]) -> str:
+    """The description, and the values that there are."""
+    text = one["description"].replace("*", "\\*").replace("`", "\\`")
+    values = [f"``{value}``" for value in one.get("enum", ()) if value is not None]
+    return f"{text} {', '.join(values)}".strip()
 
 
 class Event(SphinxDirective):
@@ -169,6 +228,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("delay-lua", LuaTable)
     app.add_directive("delay-states", StatesTable)
     app.add_directive("delay-cli", CommandLine)
+    app.add_directive("delay-json", JSONDocuments)
+    app.add_directive("delay-flower-json", FlowerDocuments)
     app.add_directive("delay-event", Event)
     app.connect("env-check-consistency", undescribed)
     return {"parallel_read_safe": True}

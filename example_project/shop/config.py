@@ -27,6 +27,10 @@ delay_database_url = os.environ.get("SHOP_AUDIT_URL", f"sqlite:///{HERE / 'audit
 # A retry with a delay waits in Redis too, instead of in a worker's memory.
 delay_intercept = "retry"
 
+# Numbers and health of each beat, and how its log lines are written.
+delay_http = os.environ.get("SHOP_HTTP")
+delay_log_format = os.environ.get("SHOP_LOG_FORMAT", "human")
+
 timezone = "UTC"
 
 # At night, unless a demo cannot wait so long and says how often: in seconds.

@@ -21,6 +21,8 @@ def _app(name: str, queue: str) -> Celery:
 
 app = _app("ours", "ours")
 app.conf.delay_database_url = os.environ.get("BENCH_DATABASE") or None
+app.conf.delay_hot_window = float(os.environ.get("BENCH_HOT_WINDOW", 0))
+app.conf.delay_http = os.environ.get("BENCH_HTTP") or None
 if _rabbitmq := os.environ.get("BENCH_RABBITMQ"):
     app.conf.update(broker_url=_rabbitmq, delay_redis_url=BROKER)
 CeleryDelay(app)

@@ -1,7 +1,7 @@
 """What is measured, each beside a yardstick of the same run.
 
 Every function takes a :class:`Bench` and returns a flat mapping of figures.  Rates are per
-second, times in the unit that their name ends with.
+second, times in the unit that their name ends with; a plan is a text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import platform
 import re
 import statistics
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +26,19 @@ import kombu
 import redis
 from celery import signals
 
-from celery_delay.calls import DelayedCall
-from celery_delay.clock import from_ms
-from celery_delay.embedded import EmbeddedRedis
-from celery_delay.entries import PUBLISHED
-from celery_delay.handoff import ACK_WINDOW
+from celery_delay.calling.calls import DelayedCall
+from celery_delay.domain.clock import from_ms
+from celery_delay.domain.entries import PUBLISHED
+from celery_delay.embedded import EmbeddedRedis, free_port
+from celery_delay.services.handoff import ACK_WINDOW
 from celery_delay.store.redis import RedisStore
 from tests.benchmarks import bench_app, confirms
+from tests.benchmarks.browsing import browsing
+from tests.benchmarks.cold import cold
+from tests.benchmarks.draining import draining
+from tests.benchmarks.finding import finding
+from tests.benchmarks.history import history
+from tests.benchmarks.resident import resident
 from tests.brokers import OwnRabbitMQ
 from tests.processes import ProcessHarness, wait_until
 from tests.projects import make_app
@@ -62,6 +70,8 @@ class Bench:
     server: EmbeddedRedis
     folder: Path
     quick: bool
+    rows: int | None = None
+    kinds: tuple[str, ...] = ()
     client: redis.Redis = field(init=False)
     runs: int = 0
 
@@ -145,22 +155,58 @@ def schedule(bench: Bench) -> Figures:
 
 
 def dispatch(bench: Bench) -> Figures:
-    """From all due at once to all on their queue, by a real beat, beside a bare Lua move."""
+    """From all due at once to all on their queue, by a real beat, beside a bare Lua move.
+
+    Once more by one that counts what it does, and is asked for its metrics ten times a second.
+    """
     n = bench.size(20_000, 5_000)
-    rates, bare = [], []
+    rates, metered, bare = [], [], []
     for _ in range(bench.size(3, 2)):
-        bench.empty()
-        with bench.processes() as processes:
-            processes.beat()
-            wait_until(lambda: bench_app.app.delayed.shards[0].leader()[2], what="a leader")
-            lead = 4.0 + n / 10_000
-            due = time.time() + lead
-            _fill(n, countdown=lead, until=due)
-            done = _when(lambda: bench.client.llen("ours") >= n, due)
-            rates.append(n / (done - due))
+        rates.append(_dispatch(bench, n))
+        metered.append(_dispatch(bench, n, metrics_port=free_port()))
         bare.append(_bare_move(bench, n))
     rate, floor = statistics.median(rates), statistics.median(bare)
-    return {"tasks": n, "rate": rate, "bare_move_rate": floor, "of_bare_move": rate / floor}
+    return {
+        "tasks": n,
+        "rate": rate,
+        "bare_move_rate": floor,
+        "of_bare_move": rate / floor,
+        "metered_of_rate": statistics.median(metered) / rate,
+    }
+
+
+def _dispatch(bench: Bench, n: int, metrics_port: int | None = None) -> float:
+    bench.empty()
+    env = {} if metrics_port is None else {"BENCH_HTTP": f"127.0.0.1:{metrics_port}"}
+    with bench.processes(**env) as processes, _scraped(metrics_port):
+        processes.beat()
+        wait_until(lambda: bench_app.app.delayed.shards[0].leader()[2], what="a leader")
+        lead = 4.0 + n / 10_000
+        due = time.time() + lead
+        _fill(n, countdown=lead, until=due)
+        done = _when(lambda: bench.client.llen("ours") >= n, due)
+        return n / (done - due)
+
+
+@contextmanager
+def _scraped(port: int | None) -> Iterator[None]:
+    """Ask a beat for its metrics ten times a second."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(0.1):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).close()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    if port is not None:
+        asking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if port is not None:
+            asking.join()
 
 
 def _fill(n: int, *, countdown: float, until: float) -> None:
@@ -421,7 +467,7 @@ def _process_cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-MEASURES: Mapping[str, Callable[[Bench], Figures]] = {
+MEASURES: Mapping[str, Callable[[Bench], Mapping[str, Any]]] = {
     "schedule": schedule,
     "dispatch": dispatch,
     "claims": claims,
@@ -430,6 +476,12 @@ MEASURES: Mapping[str, Callable[[Bench], Figures]] = {
     "worker": worker,
     "memory": memory,
     "idle": idle,
+    "finding": finding,
+    "browsing": browsing,
+    "history": history,
+    "cold": cold,
+    "draining": draining,
+    "resident": resident,
 }
 
 

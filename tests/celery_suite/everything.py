@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_delay.amqp import Capturing
+from celery_delay.calling.amqp import Capturing
 
 #: In seconds.
 DELAY = 0.01

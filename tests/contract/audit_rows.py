@@ -10,9 +10,10 @@ from sqlalchemy import select
 
 from celery_delay.audit.database import Database
 from celery_delay.audit.log import SQLAuditLog
-from celery_delay.audit.tables import cursor, entry, epoch, event, task
-from celery_delay.entries import EntryId, Event
-from celery_delay.ports import Ending
+from celery_delay.audit.tables import cursor, entry, epoch, event, tag, task
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.events import Event
+from celery_delay.domain.ports import Ending
 
 __all__ = ["EPOCH", "STORY", "T0", "Journal", "rows", "take"]
 
@@ -48,7 +49,7 @@ class Journal:
             "shard": self.shard,
             "epoch": self.epoch,
             "stream_id": f"{at_ms}-{number % 2}",
-            "index": 0,
+            "position": 0,
             "at_ms": at_ms,
             "version": 1,
             "eta_ms": T0 + 60_000 if state in ("SCHEDULED", "DISPATCHED") else None,
@@ -81,5 +82,5 @@ def rows(database: Database) -> dict[str, list[dict[str, Any]]]:
                 dict(row._mapping)
                 for row in connection.execute(select(table).order_by(*table.primary_key))
             ]
-            for table in (task, entry, event, epoch, cursor)
+            for table in (task, tag, entry, event, epoch, cursor)
         }

@@ -4,11 +4,42 @@ from __future__ import annotations
 
 import re
 
-from tests.contract import test_claims, test_steering, test_store
+from tests.contract import (
+    test_backed,
+    test_claims,
+    test_digests,
+    test_gates,
+    test_guard,
+    test_importing,
+    test_paging,
+    test_replacing,
+    test_revoking,
+    test_rights,
+    test_schedules,
+    test_steering,
+    test_store,
+    test_uniques,
+)
 from tests.contract.bench import LUA, shown
 
 #: Loaded here, so that this test says the same when it is run alone.
-SUITES = (test_store, test_claims, test_steering)
+SUITES = (
+    test_guard,
+    test_importing,
+    test_store,
+    test_backed,
+    test_digests,
+    test_claims,
+    test_gates,
+    test_paging,
+    test_revoking,
+    test_rights,
+    test_steering,
+    test_replacing,
+    test_schedules,
+    test_gates,
+    test_uniques,
+)
 
 
 def test_each_alternative_of_each_file_is_shown() -> None:

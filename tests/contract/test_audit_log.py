@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from sqlalchemy import text
 from celery_delay.audit.database import Database
 from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.queries import AuditQueries
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.events import Event
+from celery_delay.domain.ports import Ending, JournalPosition
+from celery_delay.domain.states import State
 from celery_delay.embedded import die_with_parent
-from celery_delay.entries import EntryId, Event
 from celery_delay.exceptions import AuditUnavailable, SchemaOutdated
-from celery_delay.ports import Ending, JournalPosition
-from celery_delay.states import State
 from tests.contract.audit_rows import EPOCH, STORY, T0, Journal, rows, take
 
 CHORD = {"task": "shop.tasks.sum_up", "args": [], "kwargs": {"of": "día"}}
@@ -185,7 +185,7 @@ def test_only_the_new_events_of_a_batch_are_applied(
     first = journal.event("SCHEDULED", data=STORY)
     take(log, [first])
     # the same key with another content can only be a bug; the old row must stand
-    forged = replace(first, data=STORY | {"name": "forged"})
+    forged = first._replace(data=STORY | {"name": "forged"})
     take(log, [forged, journal.event("DISPATCHED")])
 
     told = queries.task("one")
@@ -197,7 +197,7 @@ def test_events_of_one_journal_entry_are_told_apart(
     log: SQLAuditLog, queries: AuditQueries, journal: Journal
 ) -> None:
     first = journal.event("SCHEDULED", "t0")
-    take(log, [first, *(replace(first, index=i, entry_id=EntryId(f"t{i}", T0)) for i in (1, 2))])
+    take(log, [first, *(first._replace(position=i, entry_id=EntryId(f"t{i}", T0)) for i in (1, 2))])
 
     assert queries.counts() == {"SCHEDULED": 3}
 
@@ -245,7 +245,7 @@ def test_the_same_stream_id_in_another_epoch_is_another_event(
 ) -> None:
     first = journal.event("SCHEDULED")
     take(log, [first])
-    take(log, [replace(first, epoch=EPOCH + 1, state="DISPATCHED", data={})], epoch=EPOCH + 1)
+    take(log, [first._replace(epoch=EPOCH + 1, state="DISPATCHED", data={})], epoch=EPOCH + 1)
 
     assert len(queries.events("one")) == 2
     assert state(queries) == ("DISPATCHED", T0)
@@ -306,7 +306,7 @@ def test_a_batch_is_a_handful_of_statements(
     written = [one for one in statements if one.startswith(("INSERT", "UPDATE"))]
     # cursor, event, entry, task
     assert len(written) == 4
-    assert len(statements) <= 8
+    assert len(statements) <= 9
     with audit.reading() as connection:
         assert connection.scalar(text("SELECT count(*) FROM celery_delay_event")) == 1004
 
@@ -416,6 +416,46 @@ def test_what_is_sent_again_from_quarantine_keeps_its_story(
     assert (entry["group_index"], entry["ignore_result"], entry["version"]) == (2, True, 2)
     assert (entry["chord"], entry["error"]) == ('{"task":"x"}', None)
     assert entry["scheduled_ms"] < T0 + 9_000
+
+
+@pytest.mark.parametrize("state_then", ["SCHEDULED", "HELD", "QUARANTINED"])
+@pytest.mark.parametrize("together", [True, False])
+def test_another_message_tells_another_story_whatever_state_it_stays_in(
+    log: SQLAuditLog,
+    queries: AuditQueries,
+    audit: Database,
+    journal: Journal,
+    together: bool,
+    state_then: str,
+) -> None:
+    first = STORY | {"group": "g", "chord": {"task": "x"}, "ignore_result": True}
+    then = STORY | {"queue": "slow", "args": "(7,)", "kwargs": "{}", "ignore_result": False}
+    told = {"by": "me", "reason": "moved"} | ({"error": "no queue"} if state_then[0] == "Q" else {})
+    events = [
+        journal.event("SCHEDULED", data=first),
+        journal.event(state_then, data={"error": "no queue"}, at_ms=T0 + 5),
+        journal.event(state_then, data=then | told, version=2, at_ms=T0 + 9_000),
+        # a hold or release afterwards leaves the story alone
+        journal.event("HELD", data={"by": "me"}, version=3, at_ms=T0 + 9_001),
+    ]
+
+    if together:
+        take(log, events[:3])
+    else:
+        for one in events[:3]:
+            take(log, [one])
+
+    [task] = rows(audit)["task"]
+    [entry] = rows(audit)["entry"]
+    assert (task["state"], task["version"]) == (state_then, 2)
+    expected = {"SCHEDULED": None, "HELD": "moved", "QUARANTINED": "no queue"}[state_then]
+    assert task["error"] == entry["error"] == expected
+    assert (task["queue"], task["argsrepr"], task["kwargsrepr"]) == ("slow", "(7,)", "{}")
+    assert (task["group_id"], entry["chord"]) == ("g", '{"task":"x"}')
+    assert (entry["ignore_result"], entry["scheduled_ms"]) == (False, T0)
+    take(log, events[3:])
+    [task] = rows(audit)["task"]
+    assert (task["state"], task["queue"], task["argsrepr"]) == ("HELD", "slow", "(7,)")
 
 
 def test_an_event_without_a_run_is_the_latest_runs(
@@ -593,6 +633,20 @@ def test_no_text_keeps_the_journal_from_being_drained(
     assert queries.events(task_id)[0].data == story
 
 
+@pytest.mark.parametrize("separator", ["", "\x1f", "\x1e"], ids=["none", "US", "RS"])
+def test_the_texts_of_a_batch_stay_apart(
+    log: SQLAuditLog, journal: Journal, separator: str
+) -> None:
+    texts = [
+        None, "NULL", "None", "", '"', "\\", '\\"', '","', "{}", ",", " a ", "é", "a\tb\nc", "%s",
+        separator, f"a{separator}b", f'"{separator}"',
+    ]  # fmt: skip
+    stories = [STORY | {"args": one} for one in texts]
+    take(log, [journal.event("SCHEDULED", f"t{i:02}", one) for i, one in enumerate(stories)])
+
+    assert [one["argsrepr"] for one in rows(log.database)["task"]] == texts
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"run": 2**63}, {"run": -1}, {"version": 2**31}, {"eta_ms": 2**63}],
@@ -617,7 +671,7 @@ def test_an_event_that_no_table_can_hold_is_left_out_and_said(
 def test_data_of_another_kind_tell_nothing(
     log: SQLAuditLog, queries: AuditQueries, journal: Journal, data: Any
 ) -> None:
-    take(log, [replace(one, data=data) for one in journal.life()])
+    take(log, [one._replace(data=data) for one in journal.life()])
 
     assert state(queries) == ("SUCCEEDED", T0)
 

@@ -19,17 +19,19 @@ from sqlalchemy import event as listening
 
 from celery_delay.audit import schema
 from celery_delay.audit.database import Database
+from celery_delay.audit.declared import declared
 from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.queries import AuditQueries
 from celery_delay.audit.sources import from_engine, from_url
 from celery_delay.audit.tables import metadata
+from celery_delay.audit.version import VERSION_TABLE
 from celery_delay.audit.waiting import SQLWaitingEntries
-from celery_delay.entries import EntryId
+from celery_delay.domain.entries import EntryId
 from celery_delay.exceptions import AuditUnavailable, SchemaOutdated
 from tests.contract.audit_rows import EPOCH, T0, Journal, rows, take
 from tests.sql import administrator, run_sql
 
-OURS = {*metadata.tables, schema.VERSION_TABLE}
+OURS = {*metadata.tables, VERSION_TABLE}
 #: As awkward as a name may be: case, a hyphen, and what begins a driver's parameter.
 AWKWARD = "Delay-%s"
 
@@ -103,19 +105,15 @@ def test_in_a_schema_everything_is_there_and_nothing_elsewhere(
 def test_a_schema_has_the_tables_that_the_code_declares(placed: Database, place: str) -> None:
     SQLAuditLog(placed).migrate()
 
-    declared = MetaData()
-    for table in metadata.tables.values():
-        table.to_metadata(declared, schema=place)
-
     def ours(name: str | None, kind: str, _: Any) -> bool:
         if kind == "schema":
             return name == place
-        return kind != "table" or name != schema.VERSION_TABLE
+        return kind != "table" or name != VERSION_TABLE
 
     options = {"compare_type": True, "include_schemas": True, "include_name": ours}
     with placed.reading() as connection:
         context = MigrationContext.configure(connection, opts=options)
-        assert compare_metadata(context, declared) == []
+        assert compare_metadata(context, declared(place)) == []
 
 
 @servers
@@ -126,7 +124,7 @@ def test_a_schema_can_be_migrated_down_and_stays(
     log.migrate()
     with placed.migrating() as connection:
         command.downgrade(schema.alembic_config(connection), "base")
-    assert tables(database, place) == {schema.VERSION_TABLE}
+    assert tables(database, place) == {VERSION_TABLE}
 
     log.migrate()
     take(log, Journal().life())

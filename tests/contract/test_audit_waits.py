@@ -21,8 +21,8 @@ from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.queries import AuditQueries
 from celery_delay.audit.sources import from_url
 from celery_delay.audit.tables import cursor
+from celery_delay.domain.ports import JournalPosition
 from celery_delay.exceptions import AuditUnavailable
-from celery_delay.ports import JournalPosition
 from tests.contract.audit_rows import EPOCH, Journal, rows, take
 from tests.faults_proxy import FaultyProxy
 from tests.processes import wait_until

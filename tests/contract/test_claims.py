@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from celery_delay.claims import Claims
-from celery_delay.entries import PUBLISHED, Claimed, EntryId, template_id
+from celery_delay.domain.claims import Claims
+from celery_delay.domain.entries import PUBLISHED, Claimed, EntryId, template_id
+from celery_delay.domain.ports import StaleEpoch
+from celery_delay.domain.states import CancelOutcome
+from celery_delay.domain.timetable import Wanted
 from celery_delay.exceptions import AlreadyScheduled, StoreUnavailable
-from celery_delay.ports import StaleEpoch
-from celery_delay.states import CancelOutcome
 from celery_delay.store import additions as additions_module
 from celery_delay.store.claims import BLOCKED, QUARANTINE, SCHEDULE
 from celery_delay.store.records import decode
@@ -786,12 +787,14 @@ def _fire(bench: Bench, task_id: str, at_ms: int) -> bytes:
     record = additions_module.record_text(one, NOW + WINDOW, False)
     rest = [task_id, "+0", record, "{}", template_id(one.template), one.template]
     given = {"name": "tick", "expected": at_ms, "cursor": at_ms, "next": at_ms + 10}
+    given |= {"revision": 0, "missed_from": 0, "missed_to": 0}
     answer: bytes = bench.script("fire", *rest, epoch=bench.epoch, term=bench.term, **given)
     return answer
 
 
 def test_a_periodic_entry_is_published_too(bench: Bench) -> None:
-    bench.store.sync_schedules(term=bench.term, schedules={"tick": ("v1", NOW)})
+    schedules = {"tick": Wanted("v1", NOW)}
+    bench.store.sync_schedules(term=bench.term, revision=0, schedules=schedules)
     bench.raw.delete(bench.keys.wake)
 
     assert _fire(bench, "o1", NOW) == b"OK"

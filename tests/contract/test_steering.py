@@ -5,14 +5,17 @@ As in ``test_store.py``, ``@answers`` names what a test shows of a Lua file's an
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from celery_delay.entries import PUBLISHED, Due
+from celery_delay.domain.entries import PUBLISHED, Due
+from celery_delay.domain.ports import Change, Steered
+from celery_delay.domain.states import CancelOutcome, State
+from celery_delay.domain.timetable import Wanted
 from celery_delay.exceptions import AlreadyScheduled, OutcomeUnknown, StoreUnavailable
-from celery_delay.ports import Change, Steered
-from celery_delay.states import CancelOutcome, State
 from celery_delay.store.claims import QUARANTINE
 from tests.contract.bench import NOW, WINDOW, Bench, answers
 from tests.shards import addition, shape
@@ -45,7 +48,7 @@ def steer(bench: Bench, task_id: str, change: Change, **options: Any) -> str:
 def places(bench: Bench, task_id: str) -> dict[str, float]:
     """The zsets that have it."""
     keys = bench.keys
-    names = ("schedule", "outbound", "blocked", "held", "claims")
+    names = ("schedule", "outbound", "blocked", "gated", "held", "claims")
     scores = {one: bench.raw.zscore(getattr(keys, one), task_id) for one in names}
     return {name: score for name, score in scores.items() if score is not None}
 
@@ -157,6 +160,33 @@ def test_a_repeat_of_the_add_is_a_repeat_still(bench: Bench) -> None:
     bench.store.move()
     [again] = bench.store.add([addition("a", 1_000, run=NOW - 1)])
     assert again.code == "G"
+
+
+def test_of_a_thousand_concurrent_changes_the_last_accepted_one_counts(bench: Bench) -> None:
+    """It is handed off once, at that eta; which one that was, the journal tells."""
+    bench.store.add([addition("a", 60_000)])
+    start = threading.Barrier(8)
+
+    def change(worker: int) -> None:
+        start.wait()
+        for step in range(125):
+            assert steer(bench, "a", to(NOW + 1_000 + step * 8 + worker)) == "DONE"
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change, range(8)))
+
+    read = bench.store.read_journal("0", 2_000)
+    told = [(one.version, one.eta_ms) for _, some in read for one in some][1:]
+    assert [version for version, _ in told] == list(range(2, 1_002))
+    assert sorted(eta for _, eta in told) == [NOW + 1_000 + n for n in range(1_000)]  # type: ignore[type-var]
+    last = told[-1][1]
+    assert last is not None
+    bench.now = last - 1
+    assert bench.store.move().moved == 0
+    for at in (last, last + 1, NOW + 60_001):
+        bench.now = at
+        bench.store.move()
+        assert [one["eta"] for one in bench.queue()] == [last]
 
 
 # --- held ----------------------------------------------------------------------------------
@@ -279,8 +309,9 @@ def test_a_held_entry_is_live_for_whoever_adds_its_id_again(bench: Bench) -> Non
 
 
 def test_an_occurrence_that_is_held_is_not_fired_again(bench: Bench) -> None:
-    bench.store.sync_schedules(term=bench.term, schedules={"s": ("1", NOW)})
-    fired = {"term": bench.term, "name": "s", "cursor_ms": NOW}
+    schedules = {"s": Wanted("1", NOW)}
+    bench.store.sync_schedules(term=bench.term, revision=0, schedules=schedules)
+    fired = {"term": bench.term, "revision": 0, "name": "s", "cursor_ms": NOW, "missed": None}
     assert bench.store.fire(
         **fired, expected_ms=NOW, next_ms=NOW + 9, addition=addition("o", 60_000, run=1)
     )

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from celery_delay.entries import EntryId, template_id
+from celery_delay.domain.entries import EntryId, template_id
+from celery_delay.domain.ports import JournalPosition, Leaderless, StaleEpoch, Transition
+from celery_delay.domain.states import CancelOutcome, State
 from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
-from celery_delay.ports import JournalPosition, Leaderless, StaleEpoch, Transition
-from celery_delay.states import CancelOutcome, State
 from celery_delay.store import additions as additions_module
 from tests.contract.bench import NOW, TOMBSTONE, WINDOW, Bench, answers
 from tests.shards import addition, shape, shard, to_links
@@ -86,7 +86,7 @@ def test_an_id_may_have_any_printable_character(bench: Bench, task_id: str) -> N
 @answers("add", "LATE now")
 def test_an_add_that_arrives_after_its_deadline_writes_nothing(bench: Bench) -> None:
     one = addition("a", run=NOW)._replace(template=shape())
-    rest = additions_module._Attempt([one], NOW + WINDOW).rest()
+    rest = additions_module.Attempt([one], NOW + WINDOW).rest()
     bench.now += WINDOW + 1
 
     answer = _add(bench, *rest)
@@ -98,7 +98,7 @@ def test_an_add_that_arrives_after_its_deadline_writes_nothing(bench: Bench) -> 
 def _add(bench: Bench, *rest: object, **values: object) -> Any:
     options = {
         "window": WINDOW, "refuse_when_full": 0, "template_cap": 10, "template_count": 0,
-        "leader_grace": 0,
+        "leader_grace": 0, "epoch": 0,
     }  # fmt: skip
     return bench.script("add", *rest, **{**options, **values})
 
@@ -328,23 +328,23 @@ def test_beyond_the_cap_templates_go_into_the_records(
     assert kept == [template_id(shape(body="next"))]
 
 
-def test_more_than_a_thousand_shapes(bench: Bench) -> None:
-    shapes = [shape(body=f"shape {number}") for number in range(1_010)]
+def test_more_than_three_thousand_shapes(bench: Bench) -> None:
+    shapes = [shape(body=f"shape {number}") for number in range(3_010)]
 
-    for start in range(0, 1_010, 505):
+    for start in range(0, 3_010, 602):
         bench.store.add(
             [
                 addition(f"t{number}", template=shapes[number])
-                for number in range(start, start + 505)
+                for number in range(start, start + 602)
             ]
         )
 
     assert bench.store.sizes() == {
-        "pending": 1_010, "claimed": 0, "blocked": 0, "held": 0, "quarantined": 0,
-        "journal": 2, "templates": 505,
+        "pending": 3_010, "claimed": 0, "blocked": 0, "gated": 0, "held": 0, "quarantined": 0,
+        "journal": 5, "templates": 2_408,
     }  # fmt: skip
-    found = bench.store.between(after_ms=0, before_ms=10**15, limit=2_000, offset=0)
-    assert {one.envelope["body"] for one in found} == {f"shape {n}" for n in range(1_010)}
+    found = bench.store.between(after_ms=0, before_ms=10**15, limit=4_000, offset=0)
+    assert {one.envelope["body"] for one in found} == {f"shape {n}" for n in range(3_010)}
 
 
 def test_a_thousand_entries_in_one_add(bench: Bench) -> None:
@@ -615,7 +615,7 @@ def test_what_is_due_goes_to_its_queue_the_earliest_first(bench: Bench) -> None:
 
     moved = bench.store.move()
 
-    assert moved == (NOW, NOW + 1, 3, 30, 0, 0, 0, "", False)
+    assert moved == (NOW, NOW + 1, 3, 30, 0, 0, 0, "", False, 0, False, None)
     assert [(one["id"], one["run"], one["eta"], one["epoch"]) for one in bench.queue()] == [
         ("a", NOW, NOW - 30, bench.epoch),
         ("b", NOW, NOW - 20, bench.epoch),
@@ -623,6 +623,24 @@ def test_what_is_due_goes_to_its_queue_the_earliest_first(bench: Bench) -> None:
     ]
     assert bench.states()[-3:] == [("DISPATCHED", one) for one in "abc"]
     assert bench.raw.hkeys(bench.keys.entries) == ["not yet"]
+
+
+def test_for_whoever_counts_a_move_tells_lags_and_routes(bench: Bench) -> None:
+    slow, other = shape(queue_name="slow", task="shop.mail"), shape(task="shop.pay", body="other")
+    dues = [("a", -5_000, slow), ("b", -10, None), ("c", -11, other), ("d", 0, None)]
+    for task_id, at, template in dues:
+        bench.store.add([addition(task_id, at_ms=NOW + at, template=template)])
+    bench.store.lag_bounds_ms = (10, 100, 1_000)
+
+    counts = bench.store.move().counts
+
+    # a bound is within its bucket, as Prometheus has it
+    assert counts is not None
+    assert (counts.lag_ms, counts.buckets) == (5_021, [2, 1, 0, 1])
+    assert sorted(counts.routes) == [
+        ("shop.mail", "slow", 1), ("shop.pay", "delay-queue", 1), ("shop.pay", "delay-queue", 2),
+    ]  # fmt: skip
+    assert bench.store.move().counts is None, "nothing was moved"
 
 
 @answers("move", "EPOCH now")
@@ -927,8 +945,10 @@ def test_the_journal_is_trimmed_by_the_leader_of_its_history(bench: Bench) -> No
 
     assert bench.script("trim", **{**right, "epoch": bench.epoch + 1}) == b"EPOCH"
     assert bench.script("trim", **{**right, "term": bench.term + 1}) == b"TERM"
+    assert bench.store.trimmed() is None
     assert bench.script("trim", **right) == 2
 
+    assert bench.store.trimmed() == JournalPosition(0, bench.epoch, second)
     assert [one for one, _ in bench.store.read_journal("0", 9)] == [third]
 
 
@@ -941,88 +961,10 @@ def test_what_cannot_be_read_in_the_journal_is_a_gap_and_the_rest_is_read(bench:
     (_, [first]), (_, events) = bench.store.read_journal("0", 9)
 
     assert (first.state, first.data["missing"]) == ("GAP", 1)
-    assert [(one.state, one.index) for one in events] == [
+    assert [(one.state, one.position) for one in events] == [
         ("STARTED", 0), ("GAP", 1), ("STARTED", 2),
     ]  # fmt: skip
     assert "no event" in str(events[1].data)
-
-
-# --- periodic: sync_schedules, fire ------------------------------------------------------
-
-
-def _sync(bench: Bench, **schedules: tuple[str, int]) -> bool:
-    return bench.store.sync_schedules(term=bench.term, schedules=schedules)
-
-
-@answers("sync_schedules", "EPOCH", "TERM", "OK")
-def test_schedules_become_the_callers_and_the_unchanged_keep_their_place(bench: Bench) -> None:
-    right = {"epoch": bench.epoch, "term": bench.term}
-    rest = ("tick", "v1", NOW)
-    assert bench.script("sync_schedules", *rest, **{**right, "epoch": 1}) == b"EPOCH"
-    assert bench.script("sync_schedules", *rest, **{**right, "term": 99}) == b"TERM"
-    assert bench.store.due_schedules() == (NOW, [], None)
-
-    assert bench.script("sync_schedules", *rest, "other", "v1", NOW + 5, **right) == b"OK"
-    assert bench.store.due_schedules() == (NOW, [("tick", NOW)], NOW + 5)
-
-    assert _sync(bench, tick=("v1", NOW + 99), new=("v1", -1))
-    assert bench.store.due_schedules() == (NOW, [("tick", NOW)], None)
-
-
-def _fire(bench: Bench, task_id: str | None = "o1", **changes: Any) -> Any:
-    rest: list[object] = []
-    if task_id is not None:
-        one = addition(task_id, run=NOW)
-        record = additions_module.record_text(one, NOW + WINDOW, False)
-        rest = [task_id, "+0", record, "{}", template_id(one.template), one.template]
-    right = {
-        "epoch": bench.epoch, "term": bench.term, "name": "tick",
-        "expected": NOW, "cursor": NOW, "next": NOW + 10,
-    }  # fmt: skip
-    return bench.script("fire", *rest, **{**right, **changes})
-
-
-@answers("fire", "EPOCH", "TERM", "FIRED", "OK")
-def test_an_occurrence_is_fired_once(bench: Bench) -> None:
-    _sync(bench, tick=("v1", NOW))
-
-    assert _fire(bench, epoch=1) == b"EPOCH"
-    assert _fire(bench, term=99) == b"TERM"
-    assert _fire(bench) == b"OK"
-    assert _fire(bench, "o2") == b"FIRED"
-
-    assert bench.store.cursor("tick") == NOW
-    assert bench.store.due_schedules() == (NOW, [], NOW + 10)
-    assert bench.store.move().moved == 1
-    assert bench.states() == [("SCHEDULED", "o1"), ("DISPATCHED", "o1")]
-    assert bench.raw.hgetall(bench.keys.template_uses) == {template_id(shape()): "0"}
-
-
-def test_the_last_occurrence_ends_the_schedule(bench: Bench) -> None:
-    _sync(bench, tick=("v1", NOW))
-
-    assert _fire(bench, None, next=-1) == b"OK"
-
-    assert bench.store.due_schedules() == (NOW, [], None)
-    assert bench.store.sizes()["pending"] == 0
-
-
-@answers("fire", "LIVE")
-def test_an_occurrence_whose_entry_waits_moves_its_schedule_on(bench: Bench) -> None:
-    _sync(bench, tick=("v1", NOW))
-    bench.store.add([addition("o1", 1_000)])
-
-    assert _fire(bench) == b"LIVE"
-
-    assert bench.store.due_schedules() == (NOW, [], NOW + 10)
-    assert bench.store.sizes()["pending"] == 1
-
-
-def test_a_link_that_knows_an_older_history_fires_all_the_same(bench: Bench) -> None:
-    bench.store.move()  # the idle link has learnt the epoch
-    bench.raw.hset(bench.keys.mark, "epoch", bench.epoch + 1)
-
-    assert _sync(bench, tick=("v1", NOW))
 
 
 # --- elect, release: see also test_lease.py -----------------------------------------------

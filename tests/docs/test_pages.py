@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import celery_delay
-from celery_delay.settings import Settings
+from celery_delay.domain.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
-from celery import Celery
 
 from celery_delay.audit.database import Database
 from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.queries import AuditQueries
 from celery_delay.embedded import EmbeddedRedis
 from tests.contract.audit_rows import rows
+from tests.faults.traffic import APP, Traffic
 from tests.processes import ProcessHarness, wait_until
 from tests.projects import make_app, messages
 from tests.sql_servers import OwnMariaDB, OwnPostgreSQL, OwnServer
-
-APP = """
-import json, os
-from celery import Celery
-from celery_delay import CeleryDelay
-
-app = Celery("kept", broker=os.environ["URL"])
-app.conf.update(json.loads(os.environ["CONF"]))
-CeleryDelay(app)
-"""
 
 
 @pytest.fixture(scope="module", params=[OwnPostgreSQL, OwnMariaDB], ids=["postgresql", "mariadb"])
@@ -39,31 +27,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[OwnServer]:
     server: OwnServer = request.param()
     yield server
     server.close()
-
-
-class Traffic:
-    """Tasks by tens, due within a second; beats hand them off, and nobody runs them."""
-
-    def __init__(self, app: Celery, client: Any) -> None:
-        self._app, self._client = app, client
-        self._numbers = itertools.count()
-        self.sent: set[str] = set()
-
-    def send(self) -> None:
-        for number in itertools.islice(self._numbers, 10):
-            task_id = f"task-{number}"
-            self._app.delayed.send_task("any", task_id=task_id, countdown=0.05 * (number % 20))
-            self.sent.add(task_id)
-
-    def flows(self, messages: int) -> None:
-        """Go on until so many more of them are on the queue."""
-        goal = self._client.llen("celery") + messages
-
-        def enough() -> bool:
-            self.send()
-            return bool(self._client.llen("celery") >= goal)
-
-        wait_until(enough, 30, f"{messages} more messages")
 
 
 def test_a_database_that_crashes_holds_nothing_up_and_ends_complete(

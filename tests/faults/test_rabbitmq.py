@@ -1,8 +1,8 @@
 """RabbitMQ fails under load, and beats fail while they publish: nothing is lost, or early.
 
 Doubled is at most what was under way without the broker's word, or without the store knowing of
-it: one window of :data:`celery_delay.handoff.ACK_WINDOW` for each time that something broke.
-What was handed off is told by a consumer of its own.
+it: one window of :data:`celery_delay.services.handoff.ACK_WINDOW` for each time that something
+broke. What was handed off is told by a consumer of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.handoff import ACK_WINDOW
+from celery_delay.services.handoff import ACK_WINDOW
 from celery_delay.store.inspection import inspect_shard
 from celery_delay.store.scripts import load, sha1
 from tests.brokers import OwnRabbitMQ

@@ -12,7 +12,7 @@ from celery import Celery
 
 from celery_delay.audit.database import Database
 from celery_delay.audit.queries import AuditQueries
-from celery_delay.states import State
+from celery_delay.domain.states import State
 from tests.integration.project.running import build
 from tests.processes import CeleryProcess, ProcessHarness, wait_until
 

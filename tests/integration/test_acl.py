@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, chord
+from celery.exceptions import TaskRevokedError
 
+from celery_delay.domain.states import CancelOutcome
 from celery_delay.embedded import EmbeddedRedis
 from celery_delay.exceptions import OutcomeUnknown, StoreUnavailable
-from celery_delay.states import CancelOutcome
+from celery_delay.store.keys import ShardKeys
 from tests.integration.project.running import build
 from tests.processes import wait_until
 from tests.servers import REDIS, RedisServers
@@ -128,26 +131,91 @@ def test_each_role_does_its_work_as_a_user_of_its_own(
     sum_of = chord([add.s(1, 1), add.s(2, 2)], total.s()).apply_delayed(countdown=0.5)
     urgent = note.apply_delayed(("urgent",), countdown=0.5, priority=9)
 
+    words = {"unique_key": "k", "unique_until": "done", "unique_for": 600}
+    unique = note.apply_delayed(("unique",), countdown=0.5, **words)
+    assert note.apply_delayed(("kept",), countdown=0.5, **words).id == unique.id
+    replaced = note.apply_delayed((1,), countdown=600, unique_key="r", on_conflict="replace")
+    extended = note.apply_delayed((2,), countdown=600, unique_key="r", on_conflict="replace")
+    assert replaced.id != extended.id
+    more = {"unique_key": "r", "on_conflict": "extend", "idempotency_key": "i"}
+    assert note.apply_delayed((3,), countdown=0, **more).id == extended.id
+
     # Then it works
+    assert unique.get(timeout=20) == "unique"
+    wait_until(lambda: producer.delayed.get_unique("k") is None, what="the key given back")
     assert [one.get(timeout=20) for one in results] == [0, 1, 2]
     assert sum_of.get(timeout=20) == 6
     assert urgent.get(timeout=20) == "urgent"
     assert producer.delayed.get(revoked.id) is None
     assert producer.delayed.list() == []
+    much = [note.apply_delayed((i,), countdown=600, namespace="acme").id for i in range(3)]
+    assert producer.delayed.count(namespace="acme", source="store") == 3
+    assert producer.delayed.list(namespace="acme").source == "audit"
+    assert producer.delayed.hold_many(namespace="acme").done == 3
+    assert producer.delayed.release_many(namespace="acme").done == 3
+    assert {one.entry_id.task_id for one in producer.delayed.iterate()} == set(much)
+    assert producer.delayed.purge().done == 3
     effects = tmp_path / "effects"
     wait_until(lambda: "note tick" in effects.read_text(), what="a periodic task")
+    schedules = producer.delayed.schedules
+    schedules.add("extra", "note", 0.5, ("extra",))
+    wait_until(lambda: "note extra" in effects.read_text(), what="a schedule that was added")
+    schedules.update("extra", args=["other"])
+    assert schedules.pause("tick")
+    assert schedules.resume("tick")
+    assert len(schedules.preview("tick")) == 10
+    assert schedules.trigger("tick").get(timeout=20) == "tick"
+    now = datetime.now(timezone.utc)
+    assert schedules.backfill(
+        "tick", now - timedelta(seconds=60), now - timedelta(seconds=58)
+    ).fired
+    schedules.remove("extra")
+    assert [one.name for one in schedules.list()] == ["tick"]
     # the node of remote control answers; the beat's user may not ask, so an admin does
     with Celery(broker=guarded.url("admin").replace(PASSWORD, "admin")) as tool:
         assert len(tool.control.inspect(timeout=10, limit=3).stats() or ()) == 3
     # a leader hands over, and the command line reads, with the rights of a beat
     first.stop()
     note.apply_delayed(("after",), countdown=0.1).get(timeout=20)
-    for verb in (["status"], ["list"], ["leader"], ["history", results[0].id]):
-        ran = beats.run("delay", *verb)
+    for verb in ("status", "list", "leader", "forecast", "stats", f"history {results[0].id}"):
+        ran = beats.run("delay", *verb.split())
         assert ran.returncode in (0, 1), ran
         assert "NOPERM" not in ran.stdout + ran.stderr
     told = beats.run("delay", "history", results[0].id, "--json").stdout
     assert {"SCHEDULED", "DISPATCHED", "STARTED", "SUCCEEDED"} <= set(re.findall("[A-Z]{7,}", told))
+    worker.stop()
+    assert guarded.denied() == []
+
+
+def test_a_task_on_its_queue_is_chased_with_the_rights_of_a_beat(
+    guarded: Guarded, roles: Callable[..., Any]
+) -> None:
+    # Given tasks on their queue
+    beats = roles("beat")
+    beats.beat().wait_for_log(r"leads \(term")
+    producer: Celery = roles("producer")
+    note = producer.tasks["note"]
+    by_hand, revoked, kept = (note.apply_delayed((one,), countdown=0) for one in "abc")
+    with guarded.client() as admin:
+        ids = [one.id for one in (by_hand, revoked, kept)]
+        wait_until(
+            lambda: all(one in str(admin.lrange("celery", 0, -1)) for one in ids), what="the queue"
+        )
+    assert guarded.denied() == []
+
+    # When they are chased from the command line, and by a producer that may not
+    ran = beats.run("delay", "cancel", by_hand.id, "--chase", "--json")
+    assert json.loads(ran.stdout)["answers"][0]["outcome"] == "CANCELLED", ran
+    assert guarded.denied() == []
+    assert revoked.cancel(chase=True) is CancelOutcome.TOO_LATE
+    assert {one[3] for one in guarded.denied()} == {"lrange"}
+
+    # Then a worker that comes finds the mark, with the rights of a worker
+    worker = roles("worker", delay_worker_revokes=True).worker(pool="threads")
+    assert kept.get(timeout=20) == "c"
+    for one in (by_hand, revoked):
+        with pytest.raises(TaskRevokedError):
+            one.get(timeout=20)
     worker.stop()
     assert guarded.denied() == []
 
@@ -183,6 +251,28 @@ def test_a_worker_that_schedules_has_rights_of_its_own(
 
     assert producer.tasks["flaky"].apply_delayed((2,), countdown=0.2).get(timeout=20) == 2
 
+    assert guarded.denied() == []
+
+
+def test_the_guard_needs_no_more_rights_than_the_page_gives(
+    guarded: Guarded, roles: Callable[..., Any]
+) -> None:
+    # Given a task whose message is lost before any worker has it
+    more = {"delay_guard": "guard", "delay_guard_patience": 1.0}
+    beat = roles("beat", **more).beat()
+    beat.wait_for_log(r"leads \(term")
+    lost = roles("producer").tasks["waits_late"].apply_delayed((0.1,), countdown=0.2)
+    with guarded.client() as admin:
+        wait_until(lambda: admin.rpop("celery"), what="a message that gets lost")
+
+    # When a worker comes, then it gets a copy, and claims, runs and reports it
+    worker = roles("worker", **more).worker(pool="threads")
+    assert lost.get(timeout=20) == "waited"
+    worker.stop()
+    with guarded.client() as admin:
+        keys = ShardKeys("celery-delay:", 0)
+        assert admin.exists(keys.done_even, keys.done_odd) == 1
+        assert not admin.exists(keys.marks, keys.workers)
     assert guarded.denied() == []
 
 
@@ -254,7 +344,7 @@ def test_the_rules_name_every_command_of_our_scripts(guarded: Guarded) -> None:
     lua = files("celery_delay.store").joinpath("lua")
     used = {
         name: set(re.findall(r"redis\.p?call\('(\w+)'", _with_includes(lua, name)))
-        for name in ("add", "cancel", "record")
+        for name in ("add", "cancel", "record", "report", "begin_run", "unclaim", "sign_of_life")
     }
     used["all"] = {
         one for path in [*lua.iterdir(), *lua.joinpath("include").iterdir()]
@@ -269,7 +359,8 @@ def test_the_rules_name_every_command_of_our_scripts(guarded: Guarded) -> None:
     assert used["all"] - granted["beat"] == set()
     assert used["add"] | used["cancel"] <= granted["producer"]
     assert used["add"] | used["cancel"] <= granted["scheduling-worker"]
-    assert used["record"] <= granted["worker"]
+    for name in ("record", "report", "begin_run", "unclaim", "sign_of_life"):
+        assert used[name] <= granted["worker"]
 
 
 def _with_includes(lua: Any, name: str) -> str:

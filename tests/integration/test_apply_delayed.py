@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta, timezone
@@ -16,12 +17,17 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, group
 from kombu import Exchange, Queue
 from kombu.exceptions import EncodeError
 
-from celery_delay import CeleryDelay, DelayedResult, State, shapes
-from celery_delay.calls import DelayedCall
+from celery_delay import CeleryDelay, DelayedResult, State
+from celery_delay.calling import shapes
+from celery_delay.calling.calls import DelayedCall
+from celery_delay.calling.eager import EagerDelayedResult
+from celery_delay.domain.clock import to_ms
+from celery_delay.domain.entries import Due
+from celery_delay.domain.labels import NO_LABELS, Labels
 from celery_delay.embedded import EmbeddedRedis
 from celery_delay.exceptions import (
     AlreadyScheduled,
@@ -31,7 +37,8 @@ from celery_delay.exceptions import (
     StoreUnavailable,
     UnsupportedBroker,
 )
-from celery_delay.result import EagerDelayedResult
+from celery_delay.message.delays import Delay
+from celery_delay.message.envelope import HEADER
 from tests.projects import hand_off, make_app, messages
 
 HOUR = timedelta(hours=1)
@@ -615,3 +622,91 @@ def test_a_countdown_does_not_see_the_producers_wall_clock(
     etas = [app.delayed.get(f"t{n}").eta_ms for n in range(3)]
     assert all(before + 30_000 <= eta <= after + 31_000 for eta in etas)
     assert hand_off(app, until=min(etas) - 1) == 0
+
+
+# --- what is said beside the task -----------------------------------------------------------
+
+
+def test_labels_are_stored_and_travel_in_our_header(app: Celery, way: Any) -> None:
+    words = {"namespace": "acme", "tags": ["urgent", "käse"]}
+    with way(app.add, **words):
+        result = app.add.apply_delayed((1, 2), countdown=60, **words)
+        plain = app.add.apply_delayed((1, 2), countdown=60)
+
+    assert app.delayed.get(result.id).labels == Labels("acme", ("urgent", "käse"))
+    assert app.delayed.get(plain.id).labels == NO_LABELS
+    assert hand_off(app, until=plain) == 2
+    headers = {one["headers"]["id"]: one["headers"][HEADER] for one in messages(app)}
+    assert headers[result.id]["labels"] == words
+    assert "labels" not in headers[plain.id]
+
+
+def test_a_label_that_looks_like_a_record_does_no_harm(app: Celery, way: Any) -> None:
+    words = {"namespace": '~"\\\x7e%{}', "tags": ["\\n~", '"']}
+    with way(app.add, **words):
+        result = app.add.apply_delayed(('~{"tags":[]}',), countdown=0, **words)
+
+    assert app.delayed.get(result.id).labels == Labels('~"\\~%{}', ("\\n~", '"'))
+    assert hand_off(app) == 1
+    assert messages(app)[0]["headers"][HEADER]["labels"] == {**words, "namespace": '~"\\~%{}'}
+
+
+def test_labels_go_to_each_part_of_a_canvas_and_of_many(app: Celery) -> None:
+    group(app.add.s(1, n) for n in range(3)).apply_delayed(countdown=60, namespace="acme")
+    app.add.apply_delayed_many([(1, 2)] * 3, countdown=60, namespace="acme", tags=["many"])
+    app.delayed.send_task("elsewhere", countdown=60, namespace="acme")
+
+    found = app.delayed.list()
+    assert [one.labels.namespace for one in found] == ["acme"] * 7
+    assert sum(one.labels.tags == ("many",) for one in found) == 3
+
+
+@pytest.mark.parametrize("bad", [{"tags": "word"}, {"window": -1}, {"expires_from": "then"}])
+def test_bad_words_about_the_delay_store_nothing(app: Celery, bad: Any) -> None:
+    for call in (
+        lambda: app.add.apply_delayed((1, 2), countdown=60, **bad),
+        lambda: app.add.s(1, 2).apply_delayed(countdown=60, **bad),
+        lambda: app.add.apply_delayed_many([(1, 2)], countdown=60, **bad),
+        lambda: app.delayed.send_task("elsewhere", countdown=60, **bad),
+    ):
+        with pytest.raises((TypeError, ValueError), match=next(iter(bad))):
+            call()
+    assert app.delayed.count() == 0
+
+
+def test_a_window_spreads_calls_for_one_instant(app: Celery, way: Any) -> None:
+    eta = datetime(2031, 1, 1, tzinfo=timezone.utc)
+    with way(app.add):
+        found = app.add.apply_delayed_many([(1, 2)] * 1_000, eta=eta, window=60)
+        app.add.apply_delayed((1, 2), eta=eta, window=60, task_id="one")
+        app.add.s(1, 2).apply_delayed(eta=eta, window=60, task_id="two")
+
+    per_second = Counter(int((one.eta - eta).total_seconds()) for one in found)
+    assert set(per_second) <= set(range(61))
+    assert max(per_second.values()) <= 40
+    for one in ("one", "two"):
+        due = Delay(Due(to_ms(eta), False), 60_000).due_of(one)
+        assert app.delayed.get(one).eta_ms == due.ms
+
+
+@pytest.mark.parametrize("when", [{"countdown": 3_600}, {"eta": "2031-01-01T00:00Z"}])
+def test_an_expiry_from_the_eta(app: Celery, caplog: pytest.LogCaptureFixture, when: Any) -> None:
+    with caplog.at_level(logging.WARNING, "celery_delay.message.expiry"):
+        for _ in range(2):
+            result = app.add.apply_delayed((1, 2), expires=60, expires_from="eta", **when)
+
+    entry = app.delayed.get(result.id)
+    # a countdown is Redis' to count, its expiry ours
+    assert abs(entry.expires_ms - entry.eta_ms - 60_000) < 5_000
+    expires = datetime.fromisoformat(str(entry.headers["expires"]))
+    assert to_ms(expires) == entry.expires_ms
+    assert not [one for one in caplog.records if one.event == "expires_before_eta"]
+
+
+def test_an_expiry_from_the_eta_in_many_calls(app: Celery) -> None:
+    calls = [DelayedCall((1,), countdown=delay) for delay in (600, 1_200)]
+
+    app.add.apply_delayed_many(calls, expires=60, expires_from="eta")
+
+    for one in app.delayed.list():
+        assert abs(one.expires_ms - one.eta_ms - 60_000) < 5_000

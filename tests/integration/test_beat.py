@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import redis
 from celery import Celery
 
 from celery_delay.beat import Scheduler
+from celery_delay.beats.replica import Replica
 from celery_delay.embedded import EmbeddedRedis
 from celery_delay.exceptions import InvalidSetting
 from celery_delay.store.keys import ShardKeys
@@ -165,6 +167,24 @@ def test_celerys_own_entries_are_kept(site: Site, tmp_path: Path) -> None:
     scheduler.close()
 
 
+def test_what_is_there_when_it_starts_is_not_looked_through_for_garbage(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Celery("own", broker=site.server.tcp_url, set_as_current=False)
+    scheduler = Scheduler(app)
+    did: list[str] = []
+    monkeypatch.setattr(gc, "freeze", lambda: did.append("freeze"))
+    monkeypatch.setattr(Replica, "start", lambda _: did.append("start"))
+    try:
+        scheduler.tick()
+        scheduler.tick()
+    finally:
+        scheduler.close()
+        app.close()
+
+    assert did == ["freeze", "start"]
+
+
 # --- how it ends -----------------------------------------------------------------------------
 
 
@@ -214,6 +234,10 @@ def test_redis_away_and_back(
     env = {"URL": server.tcp_url}
     beats = [site.processes.beat(name, env=env) for name in ("one", "two")]
     wait_until(lambda: any("leads (term" in one.output() for one in beats), 15, "a leader")
+    for one in beats:
+        one.wait_for_log(
+            "answers as"
+        )  # both are at work: one that still starts has nothing to lose
     client = redis.Redis.from_url(server.url, socket_timeout=5, retry=None)
     wait_until(lambda: client.llen("celery") > 1, 15, "occurrences")
     marks = [beat.mark() for beat in beats]
@@ -258,11 +282,11 @@ def test_an_error_in_a_tick_does_not_end_it(site: Site, tmp_path: Path) -> None:
 from celery_delay import Scheduler
 class Buggy(Scheduler):
     ticks = 0
-    def _plans(self):
+    def _plans(self, revision):
         self.ticks += 1
         if self.ticks % 3 == 1:
             raise ZeroDivisionError("a bug")
-        return super()._plans()
+        return super()._plans(revision)
 """
     )
     beat = site.processes.beat("one", scheduler="buggy.Buggy")

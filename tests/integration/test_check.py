@@ -127,6 +127,33 @@ def test_people_see_groups_with_the_first_ids_and_the_sums(old: Celery, new: Cel
     assert "31 waiting tasks: 0 fit, 31 do not" in said
 
 
+@pytest.mark.parametrize(
+    ("setting", "arguments", "held"),
+    [
+        ("leave", (), False),
+        ("leave", ("--hold",), True),
+        ("hold", (), True),
+        ("hold", ("--no-hold",), False),
+        ("hold", ("--ignore", "till.remind"), False),
+    ],
+)
+def test_unknown_tasks_are_held(
+    old: Celery, new: Celery, setting: str, arguments: tuple[str, ...], held: bool
+) -> None:
+    new.conf.delay_on_unknown = setting
+    old.remind.apply_delayed((1,), countdown=HOUR, task_id="unknown")
+    old.pay.apply_delayed((1,), countdown=HOUR, task_id="misfit")
+
+    answer = check(new, *arguments, "--json")
+
+    assert answer.exit_code == 1
+    document = json.loads(answer.stdout)
+    assert document["held"] == (["unknown"] if held else [])
+    assert old.delayed.held() == document["held"]
+    # the code that knows it can let it go
+    assert bool(old.delayed.release("unknown")["unknown"]) is held
+
+
 def test_tasks_of_other_projects_can_be_ignored(old: Celery, new: Celery) -> None:
     old.remind.apply_delayed((1,), countdown=HOUR)
     new.delayed.send_task("billing.pay", countdown=HOUR)

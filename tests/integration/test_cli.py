@@ -20,11 +20,11 @@ from celery import Celery
 from click.testing import CliRunner
 
 import celery_delay
-from celery_delay.auditor import Auditor
 from celery_delay.cli import delay
-from celery_delay.entries import EntryId
-from celery_delay.ports import Transition
-from celery_delay.states import State
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.ports import Transition
+from celery_delay.domain.states import State
+from celery_delay.services.auditor import Auditor
 from tests.processes import ProcessHarness
 from tests.projects import hand_off, make_app
 
@@ -44,8 +44,8 @@ def database(tmp_path: Path) -> Path:
 
 def audited_app(url: str, database: Path, **conf: Any) -> Celery:
     app = make_app(url, delay_database_url=f"sqlite:///{database}", **conf)
-    app.task(nothing, name="shop.pay")
-    app.task(nothing, name="shop.remind")
+    app.task(nothing, shared=False, name="shop.pay")
+    app.task(nothing, shared=False, name="shop.remind")
     return app
 
 
@@ -69,7 +69,7 @@ def app(redis_url: str, database: Path) -> Iterator[Celery]:
 def plain_app(redis_url: str) -> Iterator[Celery]:
     """A project that keeps no audit."""
     app = make_app(redis_url)
-    app.task(nothing, name="shop.pay")
+    app.task(nothing, shared=False, name="shop.pay")
     yield app
     close(app)
 
@@ -631,7 +631,7 @@ def test_status_of_several_shards_tells_each(redis_url: str) -> None:
 @pytest.mark.redis62
 def test_status_and_list_on_every_redis(redis_url: str) -> None:
     app = make_app(redis_url)
-    app.task(nothing, name="shop.pay")
+    app.task(nothing, shared=False, name="shop.pay")
     task_id = pay(app)
     assert told(app, "list")["tasks"][0]["task_id"] == task_id
     hand_off(app)
@@ -868,4 +868,5 @@ def test_celery_pays_nothing_for_the_plugin(project: ProcessHarness) -> None:
         [sys.executable, "-c", script], env=project.env, cwd=project.folder,
         capture_output=True, text=True, check=True, timeout=30,
     )  # fmt: skip
-    assert answer.stdout.split() == ["celery_delay", "celery_delay.cli"]
+    ours = ["celery_delay", "celery_delay.cli", "celery_delay.cli.groups"]
+    assert answer.stdout.split() == ours

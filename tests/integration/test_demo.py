@@ -186,8 +186,14 @@ def test_it_can_fail(
     assert run.leftovers() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["come up", "the shop opens", "kill -9"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("come up", signal.SIGTERM),
+        ("the shop opens", signal.SIGINT),
+        ("kill -9", signal.SIGTERM),
+    ],
+)
 def test_a_signal_at_any_moment_leaves_nothing(
     demo: Callable[..., Run],
     redis_servers: RedisServers,

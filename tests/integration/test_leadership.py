@@ -15,9 +15,9 @@ import pytest
 import redis
 
 import celery_delay
-from celery_delay.dispatcher import Dispatcher
+from celery_delay.domain.ports import LeaseRecord
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.ports import LeaseRecord
+from celery_delay.services.dispatcher import Dispatcher
 from celery_delay.store.keys import ShardKeys
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore

@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from celery_delay.audit.queries import AuditQueries
+from celery_delay.domain.states import State
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.states import State
 from tests.processes import ProcessHarness, wait_until
 from tests.projects import make_app
 
@@ -30,7 +30,7 @@ def test_an_emptied_redis_loses_tasks_loudly(redis_server: EmbeddedRedis, tmp_pa
     (tmp_path / "lost.py").write_text(APP)
     app = make_app(url, delay_database_url=database)
 
-    @app.task(name="later")
+    @app.task(shared=False, name="later")
     def task() -> None: ...
 
     processes = ProcessHarness(

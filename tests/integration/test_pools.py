@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kombu.serialization import register
+from kombu.serialization import register, registry
 
 from tests.integration.running import Running
 from tests.processes import CeleryProcess, ProcessHarness, wait_until
@@ -112,6 +112,8 @@ CASES = {
 }  # fmt: skip
 
 register("broken", lambda _: "{ not json", None, "application/json", "utf-8")
+# for the tests that this process runs after these
+registry.type_to_name["application/json"] = "json"
 
 
 class Pool:

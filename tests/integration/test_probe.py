@@ -12,10 +12,10 @@ import pytest
 import redis
 from celery import Celery
 
-from celery_delay import probe
+from celery_delay.beats.path import HandoffPath
+from celery_delay.broker import probe
 from celery_delay.embedded import EmbeddedRedis
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.path import HandoffPath
 from celery_delay.store.redis import RedisStore
 from tests.projects import make_app
 
@@ -51,8 +51,10 @@ def new_app(redis_url: str) -> Iterator[Callable[..., Celery]]:
         {"broker_transport_options": {"global_keyprefix": "delay-shop:"}},
         {"broker_transport_options": {"priority_steps": [0, 5], "sep": ":"}},
         {"other_db": True},
+        {"delay_hot_window": 60, "delay_hot_max": 1_000, "delay_database_url": "sqlite://"},
+        {"delay_audit": "sync", "delay_hot_max": 1_000, "delay_database_url": "sqlite://"},
     ],
-    ids=["plain", "key prefix", "priorities", "store in another DB"],
+    ids=["plain", "key prefix", "priorities", "store in another DB", "cold", "backed"],
 )
 def test_the_move_makes_what_kombu_makes_and_nothing_is_left(
     new_app: Callable[..., Celery], raw: redis.Redis, redis_url: str, conf: dict[str, Any]
@@ -122,8 +124,41 @@ def test_a_restart_in_the_middle_decides_nothing(
         app.delayed.move_differs()
 
 
+def test_a_silence_in_the_middle_decides_nothing(
+    new_app: Callable[..., Celery], redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN a Redis that falls silent at the trial's add, for longer than that waits
+    WHEN it answers again
+    THEN the beat moves: what it would publish all its life, nobody would watch.
+    """
+    app = new_app(delay_add_window=0.5, delay_redis_timeout=0.2)
+    path, original = HandoffPath(app.delayed), RedisStore._call
+    pid = redis_server.pid
+    assert pid is not None
+
+    def silent(self: RedisStore, name: str, *rest: Any, **how: Any) -> Any:
+        if name == "add":
+            os.kill(pid, signal.SIGSTOP)
+        return original(self, name, *rest, **how)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(RedisStore, "_call", silent)
+            with pytest.raises(StoreUnavailable):
+                path.choose()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    assert path.chosen is None
+    path.choose()
+    assert path.chosen == "move"
+
+
 def test_the_way_is_the_claim_where_it_is_asked_for_or_the_broker_is_elsewhere(
-    new_app: Callable[..., Celery], new_redis: Callable[..., EmbeddedRedis], redis_url: str
+    new_app: Callable[..., Celery],
+    new_redis: Callable[..., EmbeddedRedis],
+    redis_url: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     asked = new_app(delay_handoff="claim")
     other = new_redis()
@@ -135,6 +170,10 @@ def test_the_way_is_the_claim_where_it_is_asked_for_or_the_broker_is_elsewhere(
         path = HandoffPath(app.delayed)
         path.choose()
         assert path.chosen == "claim"
+    assert "watch" not in caplog.text
+
+    HandoffPath(new_app(delay_handoff="claim", delay_guard="track").delayed).choose()
+    assert [one.event for one in caplog.records if one.levelno == logging.WARNING] == ["watch_off"]  # type: ignore[attr-defined]
 
 
 def test_a_store_that_is_away_decides_nothing(

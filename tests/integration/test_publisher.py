@@ -11,7 +11,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES
 
 from celery_delay import CeleryDelay
+from celery_delay.broker.publisher import BrokerPublisher
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.envelope import HEADER
-from celery_delay.publisher import BrokerPublisher
+from celery_delay.exceptions import StoreUnavailable
+from celery_delay.message.envelope import HEADER
+from celery_delay.services.handoff import ACK_WINDOW
+from celery_delay.store.redis import RedisStore
 from tests import stock_amqp
 from tests.brokers import MAX_MESSAGE_SIZE, OwnRabbitMQ, taken
 from tests.projects import make_app, publish
@@ -81,11 +84,30 @@ def reason(app: Celery, task_id: str) -> str:
     return str(app.delayed.quarantined()[task_id])
 
 
+def test_no_more_than_a_window_is_sent_before_it_is_acked(
+    app: Callable[..., Celery], rabbitmq: OwnRabbitMQ, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = app()
+    send(site, *(f"t{number}" for number in range(3 * ACK_WINDOW)))
+
+    def away(*_: Any) -> int:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(RedisStore, "ack", away)
+    publisher = BrokerPublisher(site, site.delayed.settings, site.delayed.clock)
+    with closing(publisher), pytest.raises(StoreUnavailable):
+        publish(site, publisher=publisher)
+
+    sent = ids_on(rabbitmq.url, name)
+    assert 0 < len(sent) == len(set(sent)) <= ACK_WINDOW
+
+
 # --- the message ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("updated", [False, True])
 def test_the_message_is_the_one_that_a_stock_app_publishes(
-    rabbitmq: OwnRabbitMQ, redis_server: EmbeddedRedis
+    rabbitmq: OwnRabbitMQ, redis_server: EmbeddedRedis, updated: bool
 ) -> None:
     # Given what a stock app, in another process, puts onto the queues
     stock_amqp.publish_all(rabbitmq.url)
@@ -95,10 +117,16 @@ def test_the_message_is_the_one_that_a_stock_app_publishes(
     # When the same calls are delayed, and published when they are due
     app = stock_amqp.make_app(rabbitmq.url)
     app.conf.delay_redis_url = redis_server.tcp_url
+    app.conf.accept_content = ["json", "pickle", "yaml"]
     CeleryDelay(app)
     last = None
-    for name in stock_amqp.CALLS:
+    for name, call in stock_amqp.CALLS.items():
         last = stock_amqp.apply(app, name, "apply_delayed", countdown=60)
+        if updated:
+            # and built anew out of what is stored, at first for something else
+            args = call.get("args", (1,))
+            assert last.update(args=("other",), kwargs=None, shadow="other")
+            assert last.update(args=args, kwargs={"y": 2}, shadow=call.get("shadow"))
     publish(app, last)
     app.close()
 
@@ -289,6 +317,26 @@ def test_what_was_refused_is_sent_when_it_is_released(
     publish(site)
 
     assert ids_on(rabbitmq.url, name) == ["late"]
+    assert site.delayed.quarantined() == {}
+
+
+def test_a_message_that_was_refused_is_mended_and_released(
+    app: Callable[..., Celery], rabbitmq: OwnRabbitMQ, name: str
+) -> None:
+    site = app()
+    send(site, "astray", exchange=f"{name}-none", routing_key="k")
+    site.delayed.send_task("any", ["x" * MAX_MESSAGE_SIZE], task_id="big", countdown=0)
+    publish(site)
+    assert sorted(site.delayed.quarantined()) == ["astray", "big"]
+
+    assert site.delayed.update("astray", queue=name)
+    assert site.delayed.update("big", args=["small"])
+
+    publish(site)
+    assert ids_on(rabbitmq.url, name) == []
+    assert all(site.delayed.release("astray", "big").values())
+    publish(site)
+    assert sorted(ids_on(rabbitmq.url, name)) == ["astray", "big"]
     assert site.delayed.quarantined() == {}
 
 

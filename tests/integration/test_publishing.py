@@ -94,7 +94,7 @@ def test_the_life_of_tasks_on_rabbitmq(
         channel = connection.channel()
         channel.exchange_declare(f"{queue}-x", "topic", durable=True, auto_delete=False)
         channel.queue_bind(queue, f"{queue}-x", "#")
-    told = site.procs.run("delay", "release", "--all", "--json")
+    told = site.procs.run("delay", "release", "--all", "--yes", "--json")
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)["released"] == 1
     ran(site, "note lost")

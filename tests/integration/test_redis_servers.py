@@ -20,7 +20,7 @@ from celery_delay.exceptions import (
     StoreUnavailable,
     UnsupportedBroker,
 )
-from celery_delay.loops import Bell
+from celery_delay.services.loops import Bell
 from tests.credentials import Rotating
 from tests.integration.running import Running, projects
 from tests.processes import wait_until
@@ -101,10 +101,10 @@ def test_a_beat_that_is_given_a_replica_says_so_and_does_nothing(
 
 
 def test_a_node_of_a_cluster_is_refused(new_redis: Callable[..., EmbeddedRedis]) -> None:
-    server = new_redis(REDIS, "--cluster-enabled", "yes", "--appendonly", "no")
+    node = new_redis(REDIS, "--cluster-enabled", "yes", "--appendonly", "no")
 
     with pytest.raises(UnsupportedBroker, match=r"is a node of a Redis Cluster"):
-        shard(server.tcp_url).add([addition("task")])
+        shard(node.tcp_url).add([addition("task")])
 
 
 # --- servers that do not want to at present --------------------------------------------------

@@ -12,8 +12,8 @@ import redis
 from celery import Celery
 from celery.canvas import StampingVisitor
 
+from celery_delay.domain.states import State
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.states import State
 from tests.brokers import OwnRabbitMQ
 from tests.integration.running import Running
 from tests.processes import CeleryProcess, ProcessHarness, wait_until

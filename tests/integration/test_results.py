@@ -97,6 +97,19 @@ def test_long_after_the_hand_off_it_is_still_too_late(app: Any) -> None:
     assert app.delayed.result(result.id).cancel() is CancelOutcome.NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("why", "outcome"),
+    [("terminated", CancelOutcome.TOO_LATE), ("revoked", CancelOutcome.CANCELLED)],
+)
+def test_what_was_stopped_while_it_ran_has_run(app: Any, why: str, outcome: CancelOutcome) -> None:
+    # Given the result of a worker that was told to drop a task, before or amid its run
+    app.backend.mark_as_revoked("it", why)
+
+    # Then only of one that did not run it is said that it never runs
+    assert app.delayed.cancel("it") is outcome
+    assert (app.delayed.hold("it").value == "TOO_LATE") is (why == "terminated")
+
+
 def test_an_unknown_task_is_not_found(app: Any) -> None:
     for _ in range(2):
         assert app.delayed.cancel("nobody") is CancelOutcome.NOT_FOUND

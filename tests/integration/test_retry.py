@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis
 
+from celery_delay.domain.entries import EntryId
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.entries import EntryId
-from celery_delay.envelope import HEADER
 from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
+from celery_delay.message.envelope import HEADER
 from tests.integration.running import Running, projects
 from tests.processes import ProcessHarness, wait_until
 from tests.projects import messages
@@ -71,6 +71,18 @@ def test_native_retries_are_audited_as_well(running: Callable[..., Running]) -> 
         result.id,
         [[*STORED, "RETRIED"], [*NATIVE, "RETRIED"], [*NATIVE, "RETRIED"], [*NATIVE, "SUCCEEDED"]],
     )
+
+
+@pytest.mark.parametrize("intercept", ["retry", False])
+def test_a_retry_bears_the_labels_of_its_run(
+    running: Callable[..., Running], intercept: bool | str
+) -> None:
+    here = running(delay_intercept=intercept, delay_intercept_min=0.01)
+    labels = {"namespace": "acme", "tags": ["one"]}
+
+    result = here.app.tasks["labelled"].apply_delayed((2,), countdown=0.1, **labels)
+
+    assert result.get(timeout=20) == [labels] * 3
 
 
 def test_short_delays_stay_native(running: Callable[..., Running]) -> None:

@@ -197,7 +197,7 @@ def test_what_replication_has_lost_is_said(
     for one in lost:
         running.wait_for_history(one.id, [["SCHEDULED", "LOST"]])
         with pytest.raises(Exception, match=r"(?i)lost"):
-            one.get(timeout=10)
+            one.get(timeout=30)
     assert running.history(kept.id) == [["SCHEDULED"]]
     assert running.app.delayed.get(kept.id) is not None
 

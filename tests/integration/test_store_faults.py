@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import redis
 
-from celery_delay.clock import SystemClock
+from celery_delay.domain.clock import SystemClock
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.ports import StaleEpoch, Transition
+from celery_delay.domain.states import CancelOutcome, State
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.entries import EntryId
 from celery_delay.exceptions import OutcomeUnknown, StoreUnavailable
-from celery_delay.ports import StaleEpoch, Transition
-from celery_delay.states import CancelOutcome, State
 from celery_delay.store import additions
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.ports import JournalPosition, StaleEpoch, Transition
+from celery_delay.domain.states import State
+from celery_delay.domain.timetable import Wanted
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.entries import EntryId
 from celery_delay.exceptions import OutcomeUnknown, StoreUnavailable
-from celery_delay.ports import JournalPosition, StaleEpoch, Transition
-from celery_delay.states import State
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore
 from tests.faults_proxy import FaultyProxy
@@ -61,14 +62,15 @@ def test_a_link_that_has_slept_through_a_flush_serves_the_leader(
     # Given a link, as that of the thread that fires, which never asks for a move
     store = shard(redis_server.url)
     term = lead(store)
-    assert store.sync_schedules(term=term, schedules={"tick": ("v1", 5)})
+    schedules = {"tick": Wanted("v1", 5)}
+    assert store.sync_schedules(term=term, revision=0, schedules=schedules)
     raw.flushall()
     other = shard(redis_server.url)
     term = lead(other)
 
-    assert store.sync_schedules(term=term, schedules={"tick": ("v1", 5)})
+    assert store.sync_schedules(term=term, revision=0, schedules=schedules)
     assert store.fire(
-        term=term, name="tick", expected_ms=5, cursor_ms=5, next_ms=None,
+        term=term, revision=0, name="tick", expected_ms=5, cursor_ms=5, next_ms=None, missed=None,
         addition=addition("o1", run=5),
     )  # fmt: skip
     assert other.move().moved == 1

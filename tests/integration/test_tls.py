@@ -14,9 +14,9 @@ import pytest
 import redis
 import trustme
 
-from celery_delay.embedded import EmbeddedRedis, die_with_parent
+from celery_delay.embedded import EmbeddedRedis, die_with_parent, free_port
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.loops import Bell
+from celery_delay.services.loops import Bell
 from celery_delay.store import connection
 from tests.integration.running import Running, projects
 from tests.processes import wait_until
@@ -56,12 +56,6 @@ class Secured:
         return redis.Redis(unix_socket_path=str(self.server.socket), password=PASSWORD)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def secured(
     redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory
@@ -76,7 +70,7 @@ def secured(
     issued = authority.issue_cert("127.0.0.1")
     issued.cert_chain_pems[0].write_to_path(certificate)
     issued.private_key_pem.write_to_path(key)
-    port = _free_port()
+    port = free_port()
     files = {"cert-file": certificate, "key-file": key, "ca-cert-file": ca, "auth-clients": "no"}
     tls = [part for name, value in files.items() for part in (f"--tls-{name}", value)]
     try:
@@ -88,7 +82,7 @@ def secured(
             raise
         unavailable("redis with TLS", "this redis-server was built without it")
     made = Secured(server, port, ca, other_ca, certificate, key)
-    made.sentinel = _free_port()
+    made.sentinel = free_port()
     conf = folder / "sentinel.conf"
     conf.write_text(
         "port 0\nbind 127.0.0.1\ntls-replication yes\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from celery_delay.calls import DelayedCall
+from celery_delay.calling.calls import DelayedCall
 from celery_delay.embedded import EmbeddedRedis
 from tests.integration.running import Running, projects
 from tests.processes import ProcessHarness, wait_until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,14 @@ from sqlalchemy import Connection, inspect, text
 
 from celery_delay.audit import schema
 from celery_delay.audit.database import Database
+from celery_delay.audit.declared import declared
 from celery_delay.audit.log import SQLAuditLog
 from celery_delay.audit.tables import metadata
+from celery_delay.audit.version import VERSION_TABLE
 from celery_delay.exceptions import AuditUnavailable, SchemaOutdated
 from tests.contract.audit_rows import EPOCH, Journal, rows, take
 
-OURS = {*metadata.tables, schema.VERSION_TABLE}
+OURS = {*metadata.tables, VERSION_TABLE}
 
 
 def tables(connection: Connection) -> set[str]:
@@ -38,12 +41,12 @@ def test_the_migrations_make_what_the_code_declares(database: Database) -> None:
         context = MigrationContext.configure(
             connection,
             opts={
-                "version_table": schema.VERSION_TABLE,
+                "version_table": VERSION_TABLE,
                 "compare_type": True,
                 "include_name": lambda name, kind, _: kind != "table" or name in OURS,
             },
         )
-        assert compare_metadata(context, metadata) == []
+        assert compare_metadata(context, declared()) == []
         assert tables(connection) == OURS
 
 
@@ -53,7 +56,7 @@ def test_keys_and_table_options_are_those_declared(database: Database) -> None:
 
     with database.reading() as connection:
         found = inspect(connection)
-        for table in metadata.tables.values():
+        for table in declared().tables.values():
             key = found.get_pk_constraint(table.name)["constrained_columns"]
             assert key == [one.name for one in table.primary_key], table.name
             nullable = {one["name"]: one["nullable"] for one in found.get_columns(table.name)}
@@ -74,14 +77,14 @@ def test_down_and_up_again(database: Database) -> None:
         with database.migrating() as connection:
             command.downgrade(schema.alembic_config(connection), step.down_revision or "base")
     with database.reading() as connection:
-        assert tables(connection) == {schema.VERSION_TABLE}
+        assert tables(connection) == {VERSION_TABLE}
 
     for step in reversed(steps):
         with database.writing() as connection:
             command.upgrade(schema.alembic_config(connection), step.revision)
     log.prepare() if database.is_sqlite else log.migrate()
     assert {name: len(found) for name, found in rows(database).items()} == dict.fromkeys(
-        ("task", "entry", "event", "epoch", "cursor"), 0
+        ("task", "tag", "entry", "event", "epoch", "cursor"), 0
     )
     take(log, Journal().life())
     assert len(rows(database)["event"]) == 4
@@ -122,7 +125,7 @@ def test_the_tables_of_a_newer_release_are_refused(database: Database) -> None:
     log = SQLAuditLog(database)
     log.migrate()
     with database.writing() as connection:
-        connection.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
 
     for step in (log.prepare, log.migrate):
         with pytest.raises(SchemaOutdated, match="newer"):
@@ -251,3 +254,42 @@ def test_a_server_that_is_away(driver: str) -> None:
     with pytest.raises(AuditUnavailable) as raised:
         log.prepare()
     assert "secret" not in str(raised.value)
+
+
+# --- by a DBA ------------------------------------------------------------------------------
+
+
+def test_printed_statements_make_the_tables(database: Database) -> None:
+    """Run by the server's own client, or by the driver."""
+    dialect = database.url.get_backend_name()
+    statements = schema.as_sql(dialect, None)
+
+    with database.engine.connect().execution_options(begin="") as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        for one in re.sub(r"(?m)^--.*$", "", statements).split(";"):
+            if one.strip():
+                connection.exec_driver_sql(one)
+
+    uuid = SQLAuditLog(database).prepare()
+    assert len(uuid) == 36
+    with database.reading() as connection:
+        assert tables(connection) == OURS
+        assert compare_metadata(
+            MigrationContext.configure(
+                connection, opts={"include_name": lambda n, k, _: k != "table" or n in OURS,
+                                  "version_table": VERSION_TABLE},
+            ),
+            declared(),
+        ) == []  # fmt: skip
+    assert SQLAuditLog(database).migrate() == uuid
+
+
+def test_statements_name_the_schema_and_the_version_that_is_there() -> None:
+    whole = schema.as_sql("postgresql", "delayed tasks")
+    assert 'SET search_path TO "delayed tasks";' in whole
+    # "delayed" is a word of MySQL's own
+    assert "USE `delayed`;" in schema.as_sql("mysql", "delayed")
+    head = ScriptDirectory.from_config(schema.alembic_config()).get_current_head()
+    assert "CREATE TABLE" not in schema.as_sql("sqlite", None, head)
+    with pytest.raises(ValueError, match="9999"):
+        schema.as_sql("sqlite", None, "9999")

@@ -12,9 +12,12 @@ with a broker elsewhere, so that a beat needs three steps for what the move does
 The promises (``claim_store.Record``): nothing is lost; nothing is published early; what was
 answered CANCELLED is never published; DISPATCHED is told of nothing that the broker never got; and
 a message is published twice only for a reason: for each beat that is killed or stands still in
-the middle of its work, and for each ack that Redis never answered, as many as are acked at once
-(and one more after a pause, between the look at the clock and the sending); one for each message
-of whose fate the broker said nothing; and what a Redis that lost a suffix had in that suffix.
+the middle of its work, and for each ack that Redis never answered, as many as its window has (what
+it sends after a pause amid a write is in the window, too); one for each message of whose fate the
+broker said nothing; and what a Redis that lost a suffix had in that suffix.
+
+A beat sends several messages at once, and hears of each in its own time: the window is what it has
+sent and not acked, whether heard of or not.
 
 Not modelled: what ``protocol.py`` models (repeats of an add, tombstones, the journal's way to
 SQL, leadership), expiry, damage, shards.
@@ -23,25 +26,26 @@ SQL, leadership), expiry, damage, shards.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from .claim_store import (
-    ACKED_AT_ONCE,
     AWAY,
     CONFIRMED,
     DECLINED,
     PUBLISHING,
     REFUSED,
     UNKNOWN,
+    WINDOW,
     Broker,
     ClaimStore,
     Copy,
     Record,
 )
 from .ledger import Broken
+from .wires import Process, Running, Unanswered, Wires
 
 STEPS, TICK = 700, 4
 BEATS, WORKERS, TASKS = ("beat1", "beat2", "beat3"), ("worker",), "abcdefgh"
@@ -60,7 +64,8 @@ RULES = {
     "ack_token": ("an ack counts only under the claim's own token", "stall crash network"),
     "give_back_token": ("so does a return", "stall crash network broker"),
     "ack_after_confirm": ("only what the broker has confirmed is acked", "broker"),
-    "publish_window": ("a beat looks at the clock before each message", "stall"),
+    "publish_window": ("a beat looks at the clock before each write", "stall"),
+    "window": ("a beat has no more under way than may be doubled", "crash"),
     "unknown_is_left": ("what is unknown is neither acked nor given back", "broker"),
     "unknown_is_no_refusal": ("a confirm that times out is no refusal", "broker"),
     "attempts_counted": ("a rescue counts the attempt, so that no cancel is sure", "crash"),
@@ -68,22 +73,11 @@ RULES = {
     "ack_in_any_epoch": ("an ack counts in a later history too", "rollback"),
 }
 
-Process = Generator[None, None, Any]
 
-
-class Unanswered(Exception):
-    """No reply came; the request may have run, or may still run later."""
-
-
-@dataclass
-class Running:
-    who: str
-    steps: Process
-    asleep: int
-
-
-class ClaimSimulation:
+class ClaimSimulation(Wires):
     """``faults``: any of stall, crash, network, broker, rollback."""
+
+    LOST = 3
 
     def __init__(self, seed: int, faults: frozenset[str], broken: frozenset[str]) -> None:
         assert broken <= RULES.keys()
@@ -120,25 +114,6 @@ class ClaimSimulation:
         answer = step(*args)
         self.trace[-1] = (self.store.now, *told, answer)
         return answer
-
-    def redis(self, who: str, script: Callable[..., Any], *args: Any) -> Process:
-        yield
-        dice = self.rng.random()
-        if dice < self.loss:
-            raise Unanswered
-        if dice < 2 * self.loss:
-            late = self.rng.choice((300, 1_500, 3_500, 6_000))
-            self.spawn(f"late {who}", self._arrive(f"late {who}", script, args), late)
-            raise Unanswered
-        answer = self.run_step(who, script, args)
-        yield
-        if dice < 3 * self.loss:
-            raise Unanswered
-        return answer
-
-    def _arrive(self, who: str, script: Callable[..., Any], args: tuple[Any, ...]) -> Process:
-        yield
-        self.run_step(who, script, args)
 
     def producer(self, who: str, task: str, delay: int) -> Process:
         yield
@@ -187,29 +162,42 @@ class ClaimSimulation:
     def _publish(self, who: str, token: str, epoch: int, until: int, taken: list[Copy]) -> Process:
         confirmed: list[str] = []
         returns: list[tuple[str, str]] = []
-        left = list(taken)
-        while left:
-            if self.store.now > until and "publish_window" not in self.broken:
-                break
-            yield  # a pause after the look at the clock
-            copy = left.pop(0)
-            outcome = self.run_step(who, self.broker.publish, (copy, self.store.now))
+        under_way: deque[tuple[Copy, str]] = deque()
+        left, broken = list(taken), False
+        while under_way or (left and not broken):
+            late = self.store.now > until and "publish_window" not in self.broken
+            if late or broken:
+                returns += [(copy.task, AWAY) for copy in left]
+                left.clear()
+            room = WINDOW - len(confirmed) - len(under_way)
+            if "window" in self.broken:
+                room = len(left)
+            # in one write; a pause comes after the look at the clock, or amid the write
+            for _ in range(min(len(left), room)):
+                yield
+                copy = left.pop(0)
+                outcome = self.run_step(who, self.broker.publish, (copy, self.store.now))
+                under_way.append((copy, outcome))
+                if "ack_after_confirm" in self.broken:
+                    confirmed.append(copy.task)
+                if outcome in (AWAY, UNKNOWN):
+                    broken = True  # the connection is gone; the confirms before it came
+                    break
             if "ack_after_confirm" in self.broken:
-                confirmed.append(copy.task)
                 yield from self._ack(who, token, epoch, confirmed)
             yield
-            if outcome == CONFIRMED:
-                confirmed.append(copy.task)
-            elif outcome in (REFUSED, DECLINED, AWAY):
-                returns.append((copy.task, outcome))
-            elif "unknown_is_left" in self.broken:
-                returns.append((copy.task, AWAY))
-            elif "unknown_is_no_refusal" in self.broken:
-                returns.append((copy.task, REFUSED))
-            if len(confirmed) == ACKED_AT_ONCE:
+            for _ in range(self.rng.randint(1, len(under_way)) if under_way else 0):
+                copy, outcome = under_way.popleft()
+                if outcome == CONFIRMED:
+                    confirmed.append(copy.task)
+                elif outcome in (REFUSED, DECLINED, AWAY):
+                    returns.append((copy.task, outcome))
+                elif "unknown_is_left" in self.broken:
+                    returns.append((copy.task, AWAY))
+                elif "unknown_is_no_refusal" in self.broken:
+                    returns.append((copy.task, REFUSED))
+            if len(confirmed) >= WINDOW // 2:
                 yield from self._ack(who, token, epoch, confirmed)
-            if outcome in (AWAY, UNKNOWN):
-                break  # the connection is gone
         yield from self._ack(who, token, epoch, confirmed)
         returns += [(copy.task, AWAY) for copy in left]
         if returns:
@@ -271,14 +259,14 @@ class ClaimSimulation:
         if kind == "rollback":
             self.store.roll_back(self.rng.randrange(1, 9))
         elif kind == "crash":
-            self.record.allowed += ACKED_AT_ONCE if victim.who in self.busy else 0
+            self.record.allowed += WINDOW if victim.who in self.busy else 0
             self.busy.discard(victim.who)
             self.running.remove(victim)
             victim.steps.close()
             self.spawn_services()
         else:
             # the others go on meanwhile: first a little, then the time passes
-            self.record.allowed += ACKED_AT_ONCE + 1 if victim.who in self.busy else 0
+            self.record.allowed += WINDOW if victim.who in self.busy else 0
             self.busy.discard(victim.who)
             victim.asleep = self.store.now + self.rng.choice((3_500, 8_000))
 

@@ -40,13 +40,14 @@ milliseconds. They count the store's clock and, for durations, everybody's.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from .ledger import Ledger
 from .stores import WINDOW, Audit, Clock, Store, View
+from .wires import Process, Unanswered, Wires
 from .words import ALREADY, EPOCH, LATE, RETRIED, STARTED, SUCCEEDED, UNKNOWN, Id
 
 LEASE, BACKSTOP = 1_000, 250  # a standby's patience before it leads; and before it steals
@@ -77,15 +78,9 @@ RULES = {
     "lost_checks_journal": "an entry whose end is still in the journal is not LOST",
 }
 
-Process = Generator[None, None, Any]
-
-
-class Unanswered(Exception):
-    """No reply came; the request may have run, or may still run later."""
-
 
 @dataclass
-class System:
+class System(Wires):
     """The processes, and the wires between them and the two stores."""
 
     rng: random.Random
@@ -99,40 +94,15 @@ class System:
         self.store = Store(self.clock, self.ledger, self.broken)
         self.audit = Audit(self.ledger, self.broken)
 
-    def _run(self, who: str, step: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    @property
+    def sql_is_up(self) -> bool:  # type: ignore[override]
+        return self.audit.up
+
+    def run_step(self, who: str, step: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         row = len(self.trace)
         self.trace.append((self.clock.now, who, step.__name__, args, "raised"))
         answer = step(*args)
         self.trace[row] = (*self.trace[row][:4], answer)
-        return answer
-
-    def redis(self, who: str, script: Callable[..., Any], *args: Any) -> Process:
-        yield
-        dice = self.rng.random()
-        if dice < self.loss:
-            raise Unanswered
-        if dice < 2 * self.loss:
-            late = self.rng.choice((300, 1_500, 3_500, 6_000))
-            self.spawn(f"late {who}", self._arrive(f"late {who}", script, args), late)
-            raise Unanswered
-        answer = self._run(who, script, args)
-        yield
-        if dice < 4 * self.loss:
-            raise Unanswered
-        return answer
-
-    def _arrive(self, who: str, script: Callable[..., Any], args: tuple[Any, ...]) -> Process:
-        yield
-        self._run(who, script, args)
-
-    def sql(self, who: str, transaction: Callable[..., Any], *args: Any) -> Process:
-        yield
-        if not self.audit.up:
-            raise Unanswered
-        answer = self._run(who, transaction, args)
-        yield
-        if self.rng.random() < self.loss:
-            raise Unanswered
         return answer
 
     def estimate(self) -> int:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 from .ledger import Broken
-from .protocol import RULES, Process, System
+from .protocol import RULES, System
+from .wires import Process, Running
 from .words import SCHEDULED
 
 POLLS = ("elect", "pop", "cursor", "read_epoch", "open_rows")
 STEPS, TICK = 400, 50
 TASKS = ("a", "b")
 BEATS, WORKERS = ("beat1", "beat2", "beat3"), ("worker",)
-
-
-@dataclass
-class Running:
-    who: str
-    steps: Process
-    asleep: int  # until then it stalls: a paused process, or a request on a slow wire
 
 
 class Simulation:

@@ -13,7 +13,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_delay.entries import Template
+from celery_delay.domain.entries import Template
+from tests.properties.gate_model import GateModel
 
 WINDOW, TOMBSTONE = 3_000, 4_000
 CAP, BATCH = 4, 3
@@ -88,6 +89,7 @@ class Model:
     silent: dict[str, int] = field(default_factory=dict)  # of the parked entries
     blocked: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    gates: GateModel = field(default_factory=GateModel)
     entries: dict[str, Entry] = field(default_factory=dict)
     parked: dict[str, Entry] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class Model:
     cancels: dict[str, list[Mark]] = field(default_factory=dict)
     done: dict[str, list[bytes]] = field(default_factory=dict)  # operation -> answer
     journal: list[tuple[str, int, list[tuple[Any, ...]]]] = field(default_factory=list)
-    queues: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
+    queues: dict[str, list[tuple[str, int, int, str]]] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
 
     # -- parts ----------------------------------------------------------------------------
@@ -127,11 +129,12 @@ class Model:
 
     def places(self) -> dict[str, int]:
         """Each live entry and its eta, wherever it is."""
-        return self.waiting() | self.blocked | self.held
+        return self.waiting() | self.blocked | self.gates.gated | self.held
 
     def _take_away(self, task_id: str) -> None:
         for place in (self.schedule, self.outbound, self.blocked, self.held):
             place.pop(task_id, None)
+        self.gates.leave(task_id)
 
     def _raise_version(self, entry: Entry) -> None:
         entry.version += 1
@@ -147,7 +150,7 @@ class Model:
     def add(self, given: dict[str, str], rest: list[str], answer: list[bytes], grew: bool) -> None:
         """*grew*: whether this script has added to the journal; read where it cannot be known."""
         status = answer[0].decode()
-        new = [self._parse(rest[i : i + 4]) for i in range(0, len(rest), 4)]
+        new = [self._parse(rest[i : i + 5]) for i in range(0, len(rest), 5)]
         if any(self.now > entry.deadline for _, entry, _ in new):
             assert status == "LATE"
             return
@@ -257,7 +260,7 @@ class Model:
         return [line]
 
     def _parse(self, parts: list[str]) -> tuple[str, Entry, Any]:
-        task_id, due, record, story = parts
+        task_id, due, record, story, _keys = parts
         _, run, version, deadline, expires, template, *values = record.split("\n")
         ms = int(due[1:])
         if due[0] == "+":
@@ -373,7 +376,9 @@ class Model:
         if not steal:
             self.progress = self.now
         assert status == "OK"
+        openable, waited = self.gates.openable(), len(self.gates.gated)
         fit, counts = self._take(self.schedule, self.now - hold - steal, self.unusable)
+        assert answer[9:] == [len(self.gates.gated) - waited, int(openable)]
         moved, lag = [], 0
         for at, task_id, entry, queue in fit:
             self._unused(entry)
@@ -381,7 +386,7 @@ class Model:
             assert at <= self.now, "early"
             lag = max(lag, self.now - at)
             moved.append(entry.line(task_id, at))
-            self.queues.setdefault(queue, []).append((task_id, entry.run, at))
+            self.queues.setdefault(queue, []).append((task_id, entry.run, at, entry.values[0]))
         counts = [len(moved), lag, *counts]
         assert [int(one) for one in answer[3:8]] == counts, (answer, counts)
         assert int(float(answer[2])) == min(self.schedule.values(), default=-1)
@@ -392,13 +397,20 @@ class Model:
         self, source: dict[str, int], before: int, unusable: set[str]
     ) -> tuple[list[tuple[int, str, Entry, str]], list[int]]:
         """What of a batch is fit to go; and how many expired, were bad, are stuck."""
-        due = sorted((at, one.encode()) for one, at in source.items() if at <= before)[:BATCH]
-        batch = [(at, one.decode()) for at, one in due]
+        due = sorted((at, one.encode()) for one, at in source.items() if at <= before)
+        batch: list[tuple[int, str]] = []
         fit, expired, bad, stuck = [], [], [], 0
-        for at, task_id in batch:
+        for at, task_id in [(at, one.decode()) for at, one in due]:
+            if len(batch) >= BATCH:  # who is kept back at a gate does not count
+                break
             del source[task_id]
             entry = self.entries[task_id]
             where = self._fate(entry)
+            gate = self._gate(entry, where)
+            if gate is not None:
+                self.gates.keep(task_id, at, gate)
+                continue
+            batch.append((at, task_id))
             if where == "blocked" or where in unusable:
                 self.blocked[task_id] = at
                 stuck += 1
@@ -423,6 +435,15 @@ class Model:
         self._write("QUARANTINED", bad)
         return fit, [len(expired), len(bad), stuck]
 
+    def _gate(self, entry: Entry, where: str) -> str | None:
+        """The gate that keeps one back that could go otherwise."""
+        if "/" not in where:
+            return None
+        template = Template.decode(self._text(entry))
+        labels = entry.record.split("\n")[-1]
+        namespace = json.loads(labels[1:])["namespace"] if labels.startswith("~") else None
+        return self.gates.stops(template.task, template.queue_name, namespace)
+
     def _park(self, task_id: str, entry: Entry, at: int) -> None:
         entry.due = at
         self.parked[task_id] = entry
@@ -440,14 +461,16 @@ class Model:
             return "parked"
         if 0 < entry.expires <= self.now:
             return "expired"
-        if entry.template == "=":
-            text = entry.record.split("\n")[5][1:].replace("\2", "\n")
-        else:
-            text = self.templates.get(entry.template, "")
-            if not _fits(entry.template, text):
-                return "parked"
+        text = self._text(entry)
+        if entry.template != "=" and not _fits(entry.template, text):
+            return "parked"
         template = Template.decode(text)
         return f"{template.database}/{template.queue}"
+
+    def _text(self, entry: Entry) -> str:
+        if entry.template == "=":
+            return entry.record.split("\n")[5][1:].replace("\2", "\n")
+        return self.templates.get(entry.template, "")
 
     # -- the claim path -------------------------------------------------------------------
 
@@ -463,7 +486,9 @@ class Model:
         if not steal:
             self.published = self.now
         assert status == "OK"
+        waited = len(self.gates.gated)
         fit, counts = self._take(self.outbound, self.now - hold - steal, set())
+        assert answer[7] == len(self.gates.gated) - waited
         told = []
         for at, task_id, entry, _ in fit:
             assert at <= self.now, "early"
@@ -471,7 +496,7 @@ class Model:
             until = self.now + int(given["ttl"])
             self.claims[task_id] = Claim(given["token"], until, attempt, at, entry)
             told.append((task_id, entry.run, entry.version, at, attempt))
-        heard = [answer[i : i + 5] for i in range(7, len(answer), 6)]
+        heard = [answer[i : i + 5] for i in range(8, len(answer), 6)]
         assert [(one.decode(), *map(int, rest)) for one, *rest in heard] == told
         assert [int(one) for one in answer[3:6]] == counts, (answer, counts)
         assert int(float(answer[2])) == min(self.outbound.values(), default=-1)
@@ -602,6 +627,112 @@ class Model:
             self._write("HELD" if hold else "SCHEDULED", [entry.line(task_id, at, call)])
             self.done[given["operation"]] = [str(one).encode() for one in told]
         return told
+
+    # -- gates ----------------------------------------------------------------------------
+
+    def pause(self, given: dict[str, str], answer: list[bytes]) -> None:
+        if self.now > int(given["deadline"]):
+            assert answer[0] == b"LATE"
+            return
+        known = self.gates.is_closed(given["gate"])
+        self.gates.pause(given["gate"])
+        assert answer[0] == b"PAUSED"
+        assert known or json.loads(answer[2]) == {**json.loads(given["facts"]), "since": self.now}
+
+    def resume(self, given: dict[str, str], answer: list[bytes]) -> None:
+        if self.now > int(given["deadline"]):
+            assert answer[0] == b"LATE"
+            return
+        operation = given["operation"]
+        if operation not in self.done:
+            waiting = self.gates.resume(given["gate"], int(given["over"]), self.now)
+            if waiting is None:
+                assert answer[0] == b"NOT_PAUSED"
+                return
+            self.done[operation] = [str(waiting).encode()]
+        assert [answer[0], *answer[2:]] == [b"RESUMED", *self.done[operation]]
+
+    def open_gates(self, answer: list[bytes]) -> None:
+        ways = {"schedule": self.schedule, "outbound": self.outbound}
+        due = {name: sum(at <= self.now for at in way.values()) for name, way in ways.items()}
+        room = {name: BATCH if not n else int(n < BATCH) for name, n in due.items()}
+
+        def way_of(task_id: str) -> str:
+            return "outbound" if self._way(self.entries[task_id]) is self.outbound else "schedule"
+
+        passed = self.gates.let(BATCH, self.now, room, way_of)
+        for task_id, at in passed.items():
+            ways[way_of(task_id)][task_id] = at
+        assert int(answer[1]) == len(passed)
+        assert (answer[2] == b"-1") == (not self.gates.openable())
+
+    # -- another message ------------------------------------------------------------------
+
+    def replace(self, given: dict[str, str], answer: list[bytes]) -> None:
+        status, task_id = answer[0], given["task_id"]
+        if self._refuses(given, status):
+            return
+        if given["operation"] in self.done:
+            assert [status, *answer[2:]] == [b"DONE", *self.done[given["operation"]]]
+            return
+        head, run, *_ = given["record"].split("\n")
+        live, waits = self.entries.get(task_id), task_id in self.places()
+        old = live if waits else self.parked.get(task_id)
+        # its message may be on its queue
+        silent = live is not None and live.damage != "missing" and task_id in self.attempts
+        silent = silent or (not waits and bool(self.silent.get(task_id)))
+        if task_id in self.claims or silent:
+            assert status == b"TOO_LATE"
+        elif old is None:
+            left = self.gone.get((task_id, int(run)), [])
+            allowed = {b"TOO_LATE"} if left else {b"NOT_FOUND"}
+            assert status in (allowed if self._sure(left) else allowed | {b"NOT_FOUND"})
+        elif old.damage:
+            assert status == b"DAMAGED"
+        elif old.run != int(run) or old.record.split("\n")[0].split()[1] != given["digest"]:
+            assert status == b"STALE"
+        else:
+            self._put_in(task_id, old, head, given, answer)
+
+    def _put_in(
+        self, task_id: str, old: Entry, head: str, given: dict[str, str], answer: list[bytes]
+    ) -> None:
+        expires, template, *values = given["record"].split("\n")[4:]
+        name = "=" if template[0] == "=" else template
+        if name != "=" and name not in self.templates:
+            if not given["template"]:
+                assert answer[0] == b"TEMPLATE"
+                return
+            if len(self.templates) >= CAP:
+                for one in [one for one in self.templates if self.uses[one] == 0]:
+                    del self.templates[one]
+                    self.uses.pop(one, None)
+            if len(self.templates) >= CAP:
+                assert answer[0] == b"INLINE"
+                return
+            self.templates[name] = given["template"]
+        assert answer[0] == b"DONE", answer
+        assert int(answer[2]) == old.version + 1
+        self.done[given["operation"]] = [answer[2]]
+        if name != "=":
+            self.uses[name] += 1
+        self._unused(old)
+        lines = [head, old.run, old.version + 1, old.deadline, expires, template, *values]
+        new = Entry(
+            old.run, old.version + 1, old.due, old.deadline, int(expires), name,
+            "\n".join(map(str, lines)), tuple(values),
+        )  # fmt: skip
+        if task_id in self.places():
+            at, state = self.places()[task_id], "HELD" if task_id in self.held else "SCHEDULED"
+            self.entries[task_id] = new
+            if task_id not in self.blocked and task_id not in self.held:
+                # one that waits at a gate may have none any more
+                self._take_away(task_id)
+                self._way(new)[task_id] = at
+        else:
+            at, state = old.due, "QUARANTINED"
+            self.parked[task_id] = new
+        self._write(state, [new.line(task_id, at, json.loads(given["data"])["call"])])
 
     # -- the rest -------------------------------------------------------------------------
 

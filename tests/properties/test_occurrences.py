@@ -11,8 +11,8 @@ from celery.schedules import crontab, schedule
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from celery_delay.clock import from_ms, to_ms
-from celery_delay.occurrences import latest, next_after
+from celery_delay.domain.clock import from_ms, to_ms
+from celery_delay.periodic.occurrences import latest, next_after
 
 APP = Celery("occurrences", set_as_current=False)
 DAY = timedelta(days=1)

@@ -28,16 +28,26 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from celery_delay.domain.entries import (
+    PUBLISHED,
+    Addition,
+    Claimed,
+    Due,
+    EntryId,
+    Record,
+    template_id,
+)
+from celery_delay.domain.labels import Labels
+from celery_delay.domain.ports import Change, JournalPosition, StaleEpoch
+from celery_delay.domain.states import CancelOutcome, State
 from celery_delay.embedded import EmbeddedRedis
-from celery_delay.entries import PUBLISHED, Addition, Claimed, Due, EntryId, Record, template_id
 from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
-from celery_delay.ports import Change, JournalPosition, StaleEpoch
-from celery_delay.states import CancelOutcome, State
 from celery_delay.store import additions as store_module
 from celery_delay.store import scripts
 from celery_delay.store.keys import ShardKeys
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore
+from tests.properties.gate_model import GATES, NAMESPACE
 from tests.properties.store_model import BATCH, CAP, WINDOW, Model
 from tests.shards import FaultyLinks, SetClock, addition, shape, shard, to_links
 
@@ -50,7 +60,7 @@ TTL = 3_000
 #: What beats do on the claim path, and others beside them; S, B and Q: give back.
 ACTS = [
     "claim", "steal", "claim in vain", "ack", "unknown", "S", "B", "Q",
-    "end", "end", "rescue", "rescue", "cancel", "retry", "send again", "hold", "put off",
+    "end", "end", "rescue", "rescue", "cancel", "retry", "send again", "hold", "put off", "replace",
 ]  # fmt: skip
 #: Instants are told from now.
 CHANGES = [
@@ -146,6 +156,14 @@ class StoreMachine(RuleBasedStateMachine):
             model.merge_back(answer)
         elif name == "steer":
             model.steer(values, answer)
+        elif name == "pause":
+            model.pause(values, answer)
+        elif name == "resume":
+            model.resume(values, answer)
+        elif name == "open_gates" and isinstance(answer, list):
+            model.open_gates(answer)
+        elif name == "replace":
+            model.replace(values, answer)
         elif name in ("claim", "ack", "give_back", "rescue", "send_again"):
             self._ran_on_claims(name, values, argv[len(scripts.load(name).arguments) :], answer)
 
@@ -173,9 +191,10 @@ class StoreMachine(RuleBasedStateMachine):
             if queue in self.model.unusable:
                 assert not expected
                 continue
-            for task_id, run, due in expected:
+            for task_id, run, due, value in expected:
                 message = json.loads(self.raw[number].rpop(key))
                 assert (message["id"], message["run"], message["eta"]) == (task_id, run, due)
+                assert message["value"] == json.loads(value), "it has been replaced"
                 assert message["epoch"] == self.model.epoch
                 assert message["eta"] <= self.model.now
                 self.handed_off[task_id, run] += 1
@@ -197,6 +216,9 @@ class StoreMachine(RuleBasedStateMachine):
                     self._claim(other)
                 elif what == "release":
                     other.send_again(sorted(self.model.held) or [TASKS[0]])
+                elif what == "replace":
+                    for one in sorted(self.model.places()):
+                        self._replace(one, OUT[1])
                 else:
                     other.cancel(what, data={"call": "cancel"})
             self.links.plan = plan
@@ -260,6 +282,8 @@ class StoreMachine(RuleBasedStateMachine):
     def _call(self, task_id: str, delay: int, **options: Any) -> Addition:
         self.calls += 1
         options.setdefault("template", SHAPES[self.calls % len(SHAPES)])
+        if self.calls % 3 == 0:
+            options["labels"] = Labels(NAMESPACE, ("x",))
         story = json.dumps({"call": self.calls})
         # an empty value, and one with what separates the parts of a template
         return addition(task_id, delay, story=story, values=('"v\\n"', ""), **options)
@@ -366,6 +390,71 @@ class StoreMachine(RuleBasedStateMachine):
         kept = sorted(self.model.held.keys() | self.model.parked.keys())
         self._change(lambda: self.store.send_again([*kept, TASKS[0]]), plan, meanwhile)
 
+    @rule(
+        task_id=tasks,
+        known=st.booleans(),
+        templates=st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3),
+        expires=st.sampled_from([0, 0, 3_000]),
+        between=st.sampled_from(
+            [None, None, "move", "claim", "hold", "put off", "replace", "cancel"]
+        ),
+        plan=faults,
+        meanwhile=st.sampled_from([None, "move", "claim", "release", "replace", *TASKS]),
+    )
+    def replace(
+        self,
+        task_id: str,
+        known: bool,
+        templates: list[str],
+        expires: int,
+        between: str | None,
+        plan: list[str],
+        meanwhile: str | None,
+    ) -> None:
+        """Message after message of one task; others change it *between* reading and writing."""
+        if known and task_id not in self.model.places():
+            self._add([self._call(task_id, 2_000)], [], None)
+        for template in templates:
+            self._replace(task_id, template, expires, between, plan, meanwhile)
+            self.holds()
+
+    def _replace(
+        self,
+        task_id: str,
+        template: str,
+        expires: int = 0,
+        between: str | None = None,
+        plan: Sequence[str] = (),
+        meanwhile: str | None = None,
+    ) -> None:
+        before = self.store.replaceable(task_id)
+        model = self.model
+        entry = model.entries.get(task_id) or model.parked.get(task_id)
+        if before is None:
+            damaged = entry is None or entry.damage or entry.template not in model.templates
+            assert damaged or self.corrupted
+            return
+        assert entry is not None
+        assert before.digest == entry.record.split("\n")[0].split()[1]
+        assert (before.entry.entry_id.run, before.entry.version) == (entry.run, entry.version)
+        if between in ("move", "claim") and model.epoch:
+            self.store.move() if between == "move" else self._claim(self.store)
+        elif between == "hold":
+            self._steer(task_id, Change(hold=True))
+        elif between == "put off":
+            self._steer(task_id, Change(shift_ms=900, hold=False))
+        elif between == "replace":
+            self._replace(task_id, OUT[2])
+        elif between == "cancel":
+            self._cancel(task_id, 0)
+        self.calls += 1
+        call, run = self.calls, before.entry.entry_id.run
+        instant = model.now + expires if expires else 0
+        new = addition(
+            task_id, run=run, template=template, values=(f"{call}", ""), expires_ms=instant
+        )
+        self._change(lambda: self.store.replace(before, new, {"call": call}), plan, meanwhile)
+
     def _change(self, call: Callable[[], Any], plan: Sequence[str], meanwhile: str | None) -> None:
         self.links.plan, self.meanwhile = list(plan), meanwhile
         before = len(self.links.lost)
@@ -429,6 +518,8 @@ class StoreMachine(RuleBasedStateMachine):
                 self._steer(fresh[0], Change(hold=True))
             elif act == "put off":
                 self._steer(fresh[0], Change(Due(500, True), hold=False))
+            elif act == "replace":
+                self._replace(fresh[0], OUT[3])
             elif act == "send again":
                 self.store.send_again([*sorted(self.model.parked), fresh[0]])
             elif self.beats:
@@ -473,6 +564,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert one.entry_id not in self.promised, "cancelled, and yet published"
         if claim is not None and claim.entry.run == run:
             assert claim.attempt == self.silent[task_id, run]
+            assert one.envelope["value"] == json.loads(claim.entry.values[0])
         self.handed_off[task_id, run] += 1
 
     def _retry(self, task_id: str) -> None:
@@ -485,6 +577,47 @@ class StoreMachine(RuleBasedStateMachine):
         answer = self.store.cancel(task_id, run=run, data={"call": "cancel"})
         if answer.outcome and entry is not None:
             self.promised.add(EntryId(task_id, entry.run))
+
+    @rule(
+        closed=st.lists(st.sampled_from(GATES), min_size=1, max_size=2),
+        fresh=st.lists(tasks, min_size=1, max_size=4, unique=True),
+        then=st.lists(
+            st.sampled_from(["move", "claim", "open", "resume", "slowly", "wait", "pause"]),
+            max_size=8,
+        ),
+        plan=faults,
+    )
+    def pause_and_resume(
+        self, closed: list[str], fresh: list[str], then: list[str], plan: list[str]
+    ) -> None:
+        """Gates close and open, on what is due."""
+        for number, task_id in enumerate(fresh):
+            template = [SHAPES[0], OUT[0], SHAPES[-1]][number % 3]
+            self._add([self._call(task_id, 0, template=template)], [], None)
+        for gate in closed:
+            self._change(lambda gate=gate: self.store.pause(gate, {"by": "me"}), plan, None)
+        for number, act in enumerate(["move", "claim", *then]):
+            self._act_at_gates(act, closed[number % len(closed)], plan)
+            self.holds()
+
+    def _act_at_gates(self, act: str, gate: str, plan: list[str]) -> None:
+        if act == "pause":
+            self._change(lambda: self.store.pause(gate, {"by": "you"}), plan, None)
+        elif act in ("resume", "slowly"):
+            over = 0 if act == "resume" else 2_000
+            self._change(lambda: self.store.resume(gate, over), plan, None)
+        elif act == "open":
+            self.store.open_gates(term=self.term)
+        elif act == "wait":
+            self.clock.now += 0.7
+            self._pass(700)
+        elif self.model.epoch:
+            self.store.move() if act == "move" else self._claim(self.store)
+
+    @rule(gate=st.sampled_from(GATES))
+    def open_a_gate(self, gate: str) -> None:
+        self._change(lambda: self.store.resume(gate, 0), [], None)
+        self.store.open_gates(term=self.term)
 
     @rule()
     def merge_back(self) -> None:
@@ -605,15 +738,17 @@ class StoreMachine(RuleBasedStateMachine):
     def _redis_holds_what_the_model_holds(self) -> None:
         model, keys = self.model, self.keys
         with self.raw[0].pipeline(transaction=False) as pipe:
-            for zset in (keys.schedule, keys.outbound, keys.blocked, keys.held, keys.claims):
+            places = (keys.schedule, keys.outbound, keys.blocked, keys.held, keys.gated)
+            for zset in (*places, keys.claims):
                 pipe.zrange(zset, 0, -1, withscores=True)
             for kept in (keys.claimed, keys.attempts, keys.quarantine):
                 pipe.hgetall(kept)
             pipe.hkeys(keys.entries).hkeys(keys.templates).xlen(keys.journal).keys("*")
             *zsets, claimed, attempts, parked, entries, templates, events, names = pipe.execute()
         untils = {one: claim.until for one, claim in model.claims.items()}
-        expected = [model.schedule, model.outbound, model.blocked, model.held, untils]
-        assert [_scores(one) for one in zsets] == expected
+        expected = [model.schedule, model.outbound, model.blocked, model.held]
+        assert [_scores(one) for one in zsets] == [*expected, model.gates.gated, untils]
+        self._gates_hold_what_the_model_holds()
         held = {one.decode(): text.decode() for one, text in claimed.items()}
         assert held == {
             one: f"{claim.token} {claim.attempt} {claim.due}\n{claim.entry.record}"
@@ -630,7 +765,18 @@ class StoreMachine(RuleBasedStateMachine):
         assert {one.decode() for one in templates} == model.templates.keys(), model
         assert len(model.templates) <= CAP
         assert events == len(model.journal)
-        assert set(names) <= {key.encode() for key in keys.all()} | {b"delay-q0", b"delay-q1"}
+        known = {*keys.all(), *(f"{keys.gated}:{one}" for one in GATES), "delay-q0", "delay-q1"}
+        assert set(names) <= {key.encode() for key in known}
+
+    def _gates_hold_what_the_model_holds(self) -> None:
+        raw, keys, gates = self.raw[0], self.keys, self.model.gates
+        kept = {one.decode(): text[:1] for one, text in raw.hgetall(keys.gates).items()}
+        assert kept == {one: b"P" if gates.is_closed(one) else b"R" for one in gates.gates}
+        named = {one.decode(): text.decode() for one, text in raw.hgetall(keys.gate_of).items()}
+        assert named == gates.gate_of
+        for gate in GATES:
+            side = raw.zrange(f"{keys.gated}:{gate}", 0, -1, withscores=True)
+            assert _scores(side) == gates.at(gate)
 
     def _templates_are_counted(self) -> None:
         stored = self.raw[0].hgetall(self.keys.template_uses)
@@ -650,7 +796,8 @@ class StoreMachine(RuleBasedStateMachine):
         readable = {
             one
             for one, entry in self.model.entries.items()
-            if entry.damage in ("", "payload")
+            # what damages the payload damages the labels, which are its last line
+            if (entry.damage == "" or (entry.damage == "payload" and "\n~" not in entry.record))
             and self.model.templates.get(entry.template) != "rubbish"
             and (entry.template == "=" or entry.template in self.model.templates)
         }
@@ -658,6 +805,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert {one.entry_id.task_id for one in found if one.state is State.HELD} == {
             one for one in readable if one in self.model.held
         }
+        gates = {one.entry_id.task_id: one.gate for one in found if one.gate}
+        assert gates == {one: at for one, at in self.model.gates.gate_of.items() if one in readable}
         waiting = len(self.model.places())
         assert self.store.count(after_ms=0, before_ms=10**15) == waiting
 
@@ -677,7 +826,8 @@ def _plain(events: list[Any]) -> list[tuple[Any, ...]]:
 
 _NAMES = (
     "add", "cancel", "move", "merge_back", "begin_epoch", "trim", "elect",
-    "claim", "ack", "give_back", "rescue", "send_again", "steer",
+    "claim", "ack", "give_back", "rescue", "send_again", "steer", "replace", "pause", "resume",
+    "open_gates",
 )  # fmt: skip
 #: What a script is called by, and its text, on each server → its name.
 _SCRIPTS = {

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,9 @@ from celery.app.amqp import AMQP
 from celery.app.control import Control
 
 from celery_delay import CeleryDelay, install
-from celery_delay.amqp import Capturing
-from celery_delay.control import Revoking
+from celery_delay.audit.log import SQLAuditLog
+from celery_delay.calling.amqp import Capturing
+from celery_delay.delayed.control import Revoking
 from celery_delay.exceptions import InvalidSetting
 
 
@@ -58,8 +60,8 @@ def test_installing_twice_changes_nothing(app: Celery) -> None:
     assert app.delayed is first
     assert (app.amqp, app.control, receivers()) == (amqp, control, listening)
     assert (app.amqp_cls, app.control_cls) == (
-        "celery_delay.amqp:AMQP",
-        "celery_delay.control:Control",
+        "celery_delay.calling.amqp:AMQP",
+        "celery_delay.delayed.control:Control",
     )
 
 
@@ -247,14 +249,18 @@ def test_an_unknown_setting_without_a_namespace_is_named(app: Celery) -> None:
 # --- importing ----------------------------------------------------------------------------
 
 
-def imported_by(statement: str) -> set[str]:
+def modules_of(statement: str) -> set[str]:
     said = subprocess.run(
         [sys.executable, "-c", f"{statement}; import sys; print(*sys.modules)"],
         check=True,
         capture_output=True,
         text=True,
     )
-    return {one.partition(".")[0] for one in said.stdout.split()}
+    return set(said.stdout.split())
+
+
+def imported_by(statement: str) -> set[str]:
+    return {one.partition(".")[0] for one in modules_of(statement)}
 
 
 def test_importing_the_package_costs_nothing() -> None:
@@ -268,6 +274,23 @@ def test_a_producer_pays_for_no_sql() -> None:
     costly = {"alembic", "flower", "rich", "sqlalchemy"}
 
     assert not imported_by("from celery_delay import CeleryDelay, DelayedResult") & costly
+
+
+def test_a_beat_loads_no_more_of_sql_than_its_database_needs(tmp_path: Path) -> None:
+    """Alembic and the dialects of other databases would take it 12 MB."""
+    url = f"sqlite:///{tmp_path}/audit.sqlite"
+    SQLAuditLog(url).migrate()
+
+    modules = modules_of(
+        "import celery_delay.beat; from celery_delay.audit.log import SQLAuditLog;"
+        f" SQLAuditLog({url!r}).prepare()"
+    )
+
+    assert "sqlalchemy.dialects.sqlite" in modules
+    assert not modules & {
+        "alembic", "http.server", "mako", "rich",
+        "sqlalchemy.dialects.mysql", "sqlalchemy.dialects.postgresql", "sqlalchemy.orm",
+    }  # fmt: skip
 
 
 def test_all_names_are_there() -> None:

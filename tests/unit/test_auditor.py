@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from celery_delay.auditor import PAGE, Auditor
-from celery_delay.entries import EntryId, Event
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.events import Event
+from celery_delay.domain.ports import Ending, JournalPosition
+from celery_delay.domain.settings import Settings
+from celery_delay.domain.states import State
 from celery_delay.exceptions import AuditUnavailable, ForeignDatabase, StoreUnavailable
-from celery_delay.ports import Ending, JournalPosition
-from celery_delay.settings import Settings
-from celery_delay.states import State
+from celery_delay.services.auditor import PAGE, Auditor
 from tests.fakes import FakeClock
 
 SETTINGS = Settings(drain_batch=100)
@@ -39,6 +40,7 @@ class World:
         self.fails: dict[str, Exception] = {}
         self.largest_read = 0
         self._written = 0
+        self.forgotten: JournalPosition | None = None
 
     def write(self, state: State, *task_ids: str) -> None:
         """One journal entry with an event per task."""
@@ -82,10 +84,14 @@ class World:
         self._step("trim")
         if (term, position.epoch) != (self.term, self.epoch):
             return 0
+        self.forgotten = position
         before = len(self.entries)
         self.entries = [one for one in self.entries if number(one[0]) > number(position.last_id)]
         self._step("trim!")
         return before - len(self.entries)
+
+    def trimmed(self) -> JournalPosition | None:
+        return self.forgotten
 
     # AuditLog
 
@@ -110,12 +116,12 @@ class World:
             expected, expected._replace(last_id=last_id), key=lambda one: number(one.last_id)
         )
         for one in events:
-            self.sql.setdefault((one.epoch, one.stream_id, one.index), one)
+            self.sql.setdefault((one.epoch, one.stream_id, one.position), one)
         self._step("take!")
         return [
             Ending(one.entry_id, State(one.state), "task", None, None, None, False, "")
             for one in events
-            if State(one.state).ended_before_dispatch
+            if one.state != "GAP" and State(one.state).ended_before_dispatch
         ]
 
     # Results
@@ -306,6 +312,30 @@ def test_one_who_leads_no_more_still_comes_to_an_end(world: World) -> None:
     assert auditor(world).run_once(2) == 100
     assert len(world.told()) == 250
     assert len(world.entries) == 150
+
+
+def test_a_database_that_was_set_back_is_told_of_what_it_has_not(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("one", "two", "three"):
+        world.write(State.SCHEDULED, name)
+        auditor(world).run_once(world.term)
+    backup = world.cursor._replace(last_id="1-0")
+    world.sql = {key: one for key, one in world.sql.items() if key[1] == "1-0"}
+    world.cursor = backup
+    world.write(State.SCHEDULED, "four")
+
+    # the next leader dies before it has told, and the one after that tells
+    world.fails["take"] = AuditUnavailable("away")
+    with pytest.raises(AuditUnavailable):
+        auditor(world).run_once(world.term)
+    for _ in range(2):
+        auditor(world).run_once(world.term)
+
+    assert world.told() == ["one", "-", "four"]
+    [hole] = [one for one in world.sql.values() if one.state == "GAP"]
+    assert hole.data == {"after": "1-0", "until": "3-0", "why": "set back"}
+    assert [getattr(one, "event", "") for one in caplog.records].count("audit_set_back") == 1
 
 
 def test_a_new_epoch_is_read_from_its_start(world: World) -> None:

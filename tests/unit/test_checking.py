@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from celery import Celery, Task
 
-from celery_delay.checking import UNKNOWN_TASK, EntryCheck, _Tally
-from celery_delay.entries import EntryId, StoredEntry
+from celery_delay.delayed.checking import UNKNOWN_TASK, EntryCheck, _Tally
+from celery_delay.domain.entries import EntryId, StoredEntry
 
 
 @pytest.fixture

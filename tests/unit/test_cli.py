@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from celery import Celery
+from celery.exceptions import QueueNotFound
 from click.testing import CliRunner
+from kombu.exceptions import EncodeError
 
 from celery_delay.cli import delay, verb
-from celery_delay.cli.findings import AuditReport, Leading, Situation, findings
 from celery_delay.cli.output import Output, printable
 from celery_delay.cli.times import DATETIME, INSTANT, SECONDS, iso, relative, span
-from celery_delay.entries import Due
-from celery_delay.exceptions import OutcomeUnknown, StoreUnavailable
-from celery_delay.settings import Settings
-from celery_delay.states import HoldOutcome, ReleaseOutcome, RescheduleOutcome
+from celery_delay.delayed.findings import AuditReport, Leading, Situation, findings
+from celery_delay.domain.entries import Due
+from celery_delay.domain.settings import Settings
+from celery_delay.domain.states import HoldOutcome, ReleaseOutcome, RescheduleOutcome, UpdateOutcome
+from celery_delay.exceptions import InvalidSetting, OutcomeUnknown, StoreUnavailable
 from celery_delay.store.inspection import ServerReport, ShardReport
 
 VERBS = [
-    "add", "list", "show", "history", "cancel", "reschedule", "run-now", "hold", "release",
-    "status", "leader", "check", "migrate",
+    "add", "list", "count", "show", "history", "cancel", "reschedule", "update", "run-now", "hold",
+    "release", "purge", "pause", "resume", "status", "leader", "forecast", "stats", "doctor",
+    "check", "verify", "rebuild", "migrate", "prune", "forget",
 ]  # fmt: skip
 #: What a verb needs to be used rightly.
 NEEDS = {
+    "prune": ["--yes"], "forget": ["x"],
     "show": ["x"], "history": ["x"], "cancel": ["x"], "reschedule": ["x", "--by", "1"],
+    "update": ["x", "--queue", "q"], "resume": ["--all"],
     "run-now": ["x"], "hold": ["x"], "release": ["x"], "add": ["x", "--countdown", "1"],
 }  # fmt: skip
 NOW = 1_800_000_000_000
@@ -65,6 +72,56 @@ def test_without_an_app_it_says_how_to_name_one(arguments: tuple[str, ...]) -> N
     assert answer.stdout == ""
 
 
+def test_a_group_of_verbs_explains_itself_and_each_of_them() -> None:
+    group = run("schedule", "--help").output
+    assert "celery -A proj delay schedule list" in group
+    context = click.Context(delay)
+    found: Any = delay.get_command(context, "schedule")
+    verbs = found.list_commands(context)
+    assert {"list", "show", "preview", "pause", "resume", "trigger"} <= set(verbs)
+    for name in verbs:
+        answer = run("schedule", name, "--help")
+        assert answer.exit_code == 0
+        assert f"celery -A proj delay schedule {name}" in answer.output
+        assert "exit code" in answer.output
+        assert "--json" in answer.output
+    answer = run("schedule", "list")
+    assert answer.exit_code == 2
+    assert "say which app: celery -A proj delay schedule list" in answer.stderr
+    assert run("schedule", "explode").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [(200, "task id task queue eta due"), (80, "task id task due"), (60, "task id task due")],
+)
+def test_a_table_fits_the_terminal_and_its_ids_are_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, shown: str
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    task_id = "5f0c6c2e-7b1d-4f62-9c39-0d6f3a5b8e11"
+    name, eta = "a.task.with.a.name.that.goes.on.and.on", "2030-01-31 09:00:00+01:00"
+    row = [task_id, name, "default", eta, "in 5m 03s"]
+
+    Output(as_json=False, colours=False).table(
+        ["task id", "task", "queue", "eta", "due"],
+        [row],
+        spare=("queue", "eta"),
+        cut=("task", "queue"),
+    )
+
+    said = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, said)) <= columns
+    text = "\n".join(said)
+    assert task_id in text
+    assert "in 5m 03s" in text
+    assert " ".join(next(one for one in said if "task id" in one).split()) == shown
+    assert "a.tas" in text
+    assert ("on.and.on" in text) == (columns == 200)
+
+
 def test_an_unknown_verb_is_wrong_usage() -> None:
     assert run("explode").exit_code == 2
 
@@ -84,7 +141,18 @@ def test_an_unknown_verb_is_wrong_usage() -> None:
         ("reschedule", "x", "--by", "inf"),
         ("reschedule", "x", "--eta", "30m"),
         ("reschedule", "x", "--eta", "soon"),
+        ("update", "--queue", "q"),
+        ("update", "x", "--args", "{}"),
+        ("update", "x", "--kwargs", "[]"),
+        ("update", "x", "--priority", "high"),
+        ("update", "x", "--expires", "soon"),
         ("release", "--state", "SCHEDULED"),
+        ("pause", "--all", "--task", "x"),
+        ("pause", "--task", ""),
+        ("pause", "--reason", "x"),
+        ("resume",),
+        ("resume", "--all", "--queue", "x"),
+        ("resume", "--all", "--over", "soon"),
         ("check", "--limit", "0"),
         ("add",),
         ("add", "x", "--from", "-", "--countdown", "1"),
@@ -197,6 +265,7 @@ class Delayed:
     """Answers as they come from Redis; keeps what it was asked for."""
 
     settings = Settings(audit="off")
+    app = Celery("bare", set_as_current=False)
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -209,19 +278,13 @@ class Delayed:
             raise answer
         return answer
 
-    reschedule = hold = run_now = release = _answer
-
-    def held(self) -> list[str]:
-        return ["h1", "both"]
-
-    def quarantined(self) -> dict[str, str]:
-        return {"q1": "no queue", "both": "no queue"}
+    reschedule = update = hold = run_now = release = _answer
 
 
 @pytest.fixture
 def asking(monkeypatch: pytest.MonkeyPatch) -> Any:
     def ask(delayed: Delayed, *arguments: str) -> Any:
-        monkeypatch.setattr(verb, "_delayed", lambda context: delayed)
+        monkeypatch.setattr(verb, "delayed_of", lambda context: delayed)
         return run(*arguments)
 
     return ask
@@ -258,12 +321,17 @@ def test_reschedule_wants_one_way_to_say_when(asking: Any, options: list[str]) -
     assert "--countdown, --eta or --by" in answer.stderr
 
 
-@pytest.mark.parametrize("name", ["hold", "run-now"])
-def test_each_answer_has_its_meaning_and_all_but_success_are_a_no(asking: Any, name: str) -> None:
-    kind: Any = HoldOutcome if name == "hold" else RescheduleOutcome
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("hold", HoldOutcome), ("run-now", RescheduleOutcome), ("update", UpdateOutcome)],
+)
+def test_each_answer_has_its_meaning_and_all_but_success_are_a_no(
+    asking: Any, name: str, kind: Any
+) -> None:
     ids = [one.value.lower() for one in kind]
+    options = ["--queue", "q"] if name == "update" else []
 
-    answer = asking(Delayed(*kind), name, *ids, "--json")
+    answer = asking(Delayed(*kind), name, *ids, *options, "--json")
 
     document = json.loads(answer.stdout)
     assert answer.exit_code == 1
@@ -289,28 +357,107 @@ def test_a_failure_between_answers_is_69_and_hides_none_of_them(asking: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "given"),
     [
-        (["--all"], ["h1", "both", "q1"]),
-        (["--all", "--state", "held"], ["h1", "both"]),
-        (["--all", "--state", "QUARANTINED"], ["q1", "both"]),
-        (["x", "y", "x"], ["x", "y"]),
+        (["--args", "[1, {}]", "--kwargs", '{"x": 1}'], {"args": [1, {}], "kwargs": {"x": 1}}),
+        (["--args", "[]", "--kwargs", "{}"], {"args": [], "kwargs": {}}),
+        (["--queue", "slow", "--priority", "0"], {"queue": "slow", "priority": 0}),
+        (["--expires", "90", "--reason", "late"], {"expires": 90.0, "reason": "late"}),
+        (["--expires", "2h"], {"expires": 7_200.0}),
+        (["--expires", "2030-01-31T09:00Z"],
+         {"expires": datetime(2030, 1, 31, 9, tzinfo=timezone.utc)}),
+    ],
+)  # fmt: skip
+def test_update_asks_once_for_each_task(
+    asking: Any, options: list[str], given: dict[str, Any]
+) -> None:
+    delayed = Delayed(UpdateOutcome.UPDATED, UpdateOutcome.UPDATED)
+
+    answer = asking(delayed, "update", "a", "b", "a", *options, "--json")
+
+    assert answer.exit_code == 0, answer.output
+    assert delayed.asked == [(("a",), given), (("b",), given)]
+    assert json.loads(answer.stdout)["updated"] == 2
+
+
+def test_never_is_a_value_and_an_option_that_is_not_given_is_none(asking: Any) -> None:
+    class Asked(Delayed):
+        def update(self, *asked: Any, **more: Any) -> Any:
+            self.asked.append(more)
+            return UpdateOutcome.UPDATED
+
+    delayed = Asked()
+    assert asking(delayed, "update", "a", "--expires", "never").exit_code == 0
+    assert delayed.asked == [{"expires": None, "reason": None}]
+    answer = asking(delayed, "update", "a", "--reason", "why")
+    assert (answer.exit_code, len(delayed.asked)) == (2, 1)
+    assert "say what to change" in answer.stderr
+
+
+def test_what_cannot_be_made_is_refused_and_all_others_are_answered(asking: Any) -> None:
+    outcomes: list[Any] = [
+        UpdateOutcome.UPDATED, TypeError("takes 1 argument"), ValueError("too large"),
+        QueueNotFound("no 'q'"), EncodeError("a set"), UpdateOutcome.DAMAGED,
+    ]  # fmt: skip
+    ids = list("abcdef")
+
+    answer = asking(Delayed(*outcomes), "update", *ids, "--queue", "q", "--json")
+
+    assert answer.exit_code == 1
+    told = [(one["outcome"], one["meaning"]) for one in json.loads(answer.stdout)["answers"]]
+    assert [outcome for outcome, _ in told] == ["UPDATED", *["REFUSED"] * 4, "DAMAGED"]
+    assert told[1][1] == "nothing has changed: takes 1 argument"
+    assert "no 'q'" in told[3][1]
+    # what is not about this task ends it all
+    refused = asking(Delayed(InvalidSetting("task_protocol")), "update", "a", "--queue", "q")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+
+
+def test_release_takes_each_id_once(asking: Any) -> None:
+    delayed = Delayed(dict.fromkeys("xy", ReleaseOutcome.RELEASED))
+
+    answer = asking(delayed, "release", "x", "y", "x", "--json")
+
+    assert (answer.exit_code, delayed.asked) == (0, [(("x", "y"), {})])
+    assert json.loads(answer.stdout)["released"] == 2
+
+
+@pytest.mark.parametrize("verb", ["cancel", "reschedule", "run-now", "hold", "release"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "name task ids, or say which by a filter"),
+        (["x", "--all"], "name task ids, or say which by a filter"),
+        (["x", "--task", "shop.pay"], "name task ids, or say which by a filter"),
+        (["x", "--dry-run"], "--limit, --dry-run and --yes go with a filter"),
+        (["x", "--yes"], "--limit, --dry-run and --yes go with a filter"),
+        (["--tag", "a"], "there is nobody to ask: say --yes, or --dry-run"),
+        (["--all", "--json"], "there is nobody to ask: say --yes, or --dry-run"),
+        ([""], "an ID is empty"),
     ],
 )
-def test_release_takes_ids_or_all_that_is_kept_back(
-    asking: Any, options: list[str], wanted: list[str]
+def test_what_is_changed_is_told_exactly(
+    asking: Any, verb: str, options: list[str], says: str
 ) -> None:
-    delayed = Delayed(dict.fromkeys(wanted, ReleaseOutcome.RELEASED))
+    when = ["--by", "5"] if verb == "reschedule" else []
+    answer = asking(Many(), verb, *options, *when)
 
-    answer = asking(delayed, "release", *options, "--json")
-
-    assert (answer.exit_code, delayed.asked) == (0, [(tuple(wanted), {})])
-    assert json.loads(answer.stdout)["released"] == len(wanted)
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert says in " ".join(answer.stderr.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("options", [[], ["x", "--all"], ["x", "--state", "HELD"], [""]])
-def test_release_is_told_exactly_which(asking: Any, options: list[str]) -> None:
-    assert asking(Delayed(), "release", *options).exit_code == 2
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_purge_without_anybody_to_ask_does_nothing(asking: Any, options: list[str]) -> None:
+    answer = asking(Many(), "purge", *options)
+
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert "there is nobody to ask" in answer.stderr
+
+
+class Many(Delayed):
+    """With many tasks, none of which may be touched."""
+
+    cancel_many = reschedule_many = run_many = hold_many = release_many = purge = None
 
 
 # --- findings ----------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 from celery import Celery
 
-from celery_delay.commands import MOST, Commands, has_stamp, info, scheduled_form
-from celery_delay.entries import EntryId, StoredEntry
+from celery_delay.beats.commands import MOST, Commands, has_stamp, info, scheduled_form
+from celery_delay.domain.entries import EntryId, StoredEntry
+from celery_delay.domain.settings import Settings
+from celery_delay.domain.states import State
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.settings import Settings
-from celery_delay.states import State
 
 NODE = "delay-7@host"
 
@@ -63,7 +63,7 @@ class Shard:
         return self.entries.get(task_id)
 
     def sizes(self) -> Mapping[str, int]:
-        empty = dict.fromkeys(("held", "claimed", "blocked", "quarantined"), 0)
+        empty = dict.fromkeys(("held", "claimed", "blocked", "gated", "quarantined"), 0)
         return {**empty, "pending": len(self.entries)}
 
 
@@ -77,6 +77,9 @@ class Delayed:
         self.away = False
 
     def cancel(self, task_id: str, *, reason: str) -> None:
+        self.revoke(task_id)
+
+    def revoke(self, task_id: str) -> None:
         if self.away:
             raise StoreUnavailable("Redis is away")
         for shard in self.shards:
@@ -182,6 +185,8 @@ def test_conf_tells_our_settings_and_no_secret() -> None:
 
     told = ask(commands(delayed), "conf")
     assert told == {"delay_redis_url": "********", "delay_batch_size": 5}
+    delayed = Delayed(Shard(entry("a")), payload_keys="env:SHOP_KEYS")
+    assert ask(commands(delayed), "conf") == {"delay_payload_keys": "********"}
     assert len(ask(commands(delayed), "conf", with_defaults=True)) > 20
     assert ask(commands(delayed), "ping") == {"ok": "pong"}
     assert "celery-delay:" in ask(commands(delayed), "report")["ok"]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from celery_delay.dispatcher import LONGEST_WAIT, ClockGuard, Dispatcher
+from celery_delay.domain.gates import Opened
+from celery_delay.domain.ports import LeaseRecord, Moved, StaleEpoch
+from celery_delay.domain.settings import Settings
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.ports import LeaseRecord, Moved, StaleEpoch
-from celery_delay.settings import Settings
+from celery_delay.services.dispatcher import LONGEST_WAIT, ClockGuard, Dispatcher
 from tests.fakes import FakeClock
 
 SETTINGS = Settings(batch_size=10)
@@ -28,7 +29,8 @@ class FakeStore:
         self.moves: list[dict[str, int]] = []
         self.begun: tuple[int, str] | None = (5, "")
         self.begun_with: list[tuple[int, int]] = []
-        self.merged = 0
+        self.merged = self.opened = 0
+        self.openings: list[Opened] = []
 
     @property
     def now_ms(self) -> int:
@@ -51,6 +53,10 @@ class FakeStore:
     def merge_back(self, *, term: int) -> int:
         self.merged += 1
         return 0
+
+    def open_gates(self, *, term: int) -> Opened:
+        self.opened += 1
+        return self.openings.pop(0) if self.openings else Opened()
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from celery_delay.elector import Elector
+from celery_delay.domain.ports import LeaseRecord
+from celery_delay.domain.settings import Settings
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.ports import LeaseRecord
-from celery_delay.settings import Settings
+from celery_delay.services.elector import Elector
 from tests.fakes import FakeClock, FakeLease, LeaseServer
 
 SETTINGS = Settings()

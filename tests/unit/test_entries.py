@@ -10,24 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_delay.entries import (
-    CODEC,
-    GAP,
-    EntryId,
-    Record,
-    StoredEntry,
-    Template,
-    decode_lines,
-    encode_lines,
-    template_id,
-)
+from celery_delay.domain.entries import CODEC, EntryId, Record, StoredEntry, Template, template_id
+from celery_delay.domain.events import GAP, decode_lines, encode_lines
 
 #: What JSON and base64 texts are made of: no control characters, no half surrogate pairs.
 texts = st.text(st.characters(exclude_categories=("Cs", "Cc")))
 numbers = st.integers(0, 253_402_300_799_999)
 
 records = st.builds(
-    Record, numbers, st.integers(1, 10_000), numbers, numbers, texts, st.lists(texts).map(tuple)
+    Record,
+    numbers,
+    st.integers(1, 10_000),
+    numbers,
+    numbers,
+    texts,
+    st.lists(texts.filter(lambda text: not text.startswith("~"))).map(tuple),
+    texts,
 )
 keys = texts.filter(bool)
 
@@ -81,30 +79,47 @@ def test_the_digest_covers_template_and_values(record: Record, other: str) -> No
 # --- templates ------------------------------------------------------------------------------
 
 
-@given(st.builds(Template, st.integers(0, 15), keys, numbers, st.lists(keys).map(tuple), st.text()))
+@given(
+    st.builds(
+        Template,
+        st.integers(0, 15),
+        keys,
+        texts,
+        texts,
+        numbers,
+        st.lists(keys).map(tuple),
+        st.text(),
+    )
+)
 def test_a_template_comes_back_as_it_was(template: Template) -> None:
     assert Template.decode(template.encode()) == template
 
 
 def test_the_format_of_templates_is_that_of_codec_1() -> None:
-    template = Template(3, "celery", 60_000, ("celery", "celery\x06\x163"), '{"id":"\x01i"}')
+    template = Template(
+        3, "celery", "shop.pay", "celery", 60_000, ("celery", "celery\x06\x163"), '{"id":"\x01i"}'
+    )
 
     text = template.encode()
 
-    assert text == '1\n3\ncelery\n60000\n2\ncelery\ncelery\x06\x163\n{"id":"\x01i"}'
-    assert template_id(text) == "1d31e7c25fbbe0a6"
+    assert (
+        text == '1\n3\ncelery\nshop.pay\ncelery\n60000\n2\ncelery\ncelery\x06\x163\n{"id":"\x01i"}'
+    )
+    assert template_id(text) == "5e83443ffff2829a"
 
 
 def test_a_template_of_an_unknown_version_is_refused() -> None:
-    text = Template(0, "celery", 0, (), "{}").encode()
+    text = Template(0, "celery", "shop.pay", "celery", 0, (), "{}").encode()
 
     with pytest.raises(ValueError, match="unknown version '2'"):
         Template.decode("2" + text.removeprefix(CODEC))
 
 
 def test_equal_templates_have_equal_ids_and_others_do_not() -> None:
-    one, same = (Template(0, "celery", 0, (), "{}").encode() for _ in range(2))
-    other = Template(1, "celery", 0, (), "{}").encode()
+    one, same = (
+        Template(0, "celery", "shop.pay", "celery", 0, (), "{}").encode() for _ in range(2)
+    )
+    other = Template(1, "celery", "shop.pay", "celery", 0, (), "{}").encode()
 
     assert template_id(one) == template_id(same)
     assert template_id(one) != template_id(other)
@@ -117,7 +132,7 @@ def test_slots_are_filled_and_nothing_else_is_touched(
     body = "".join(f"{literal}\x01{slot}" for literal, slot in parts) + tail
     slots = {slot: f"{value}{slot}" for slot in "irdnABC"}
 
-    filled = Template(0, "celery", 0, (), body).fill(slots)
+    filled = Template(0, "celery", "shop.pay", "celery", 0, (), body).fill(slots)
 
     assert filled == "".join(literal + slots[slot] for literal, slot in parts) + tail
 
@@ -136,7 +151,7 @@ def test_journal_lines_come_back_as_events(given_ones: list[tuple[Any, ...]]) ->
     events = decode_lines(3, 7, "5-1", "STARTED", 1_000, encode_lines(given_ones))
 
     assert [(one.entry_id, one.version, one.eta_ms, one.data) for one in events] == given_ones
-    assert [one.index for one in events] == list(range(len(given_ones)))
+    assert [one.position for one in events] == list(range(len(given_ones)))
     for one in events:
         assert (one.shard, one.epoch, one.stream_id, one.state, one.at_ms) == (
             3, 7, "5-1", "STARTED", 1_000,
@@ -157,7 +172,7 @@ def test_a_line_that_cannot_be_read_leaves_a_gap_and_not_more(broken: str) -> No
     before, gap, after = decode_lines(0, 1, "1-0", "STARTED", 9, "\n".join([good, broken, good]))
 
     assert (before.state, after.state) == ("STARTED", "STARTED")
-    assert (gap.state, gap.index, gap.entry_id) == (GAP, 1, EntryId("-", 0))
+    assert (gap.state, gap.position, gap.entry_id) == (GAP, 1, EntryId("-", 0))
     assert gap.data["missing"] == 1
     assert broken in str(gap.data["unreadable"])
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from celery_delay.claims import Claims, Publishing
-from celery_delay.dispatcher import LONGEST_WAIT, RETRY_AFTER, Dispatcher
-from celery_delay.entries import Claimed, EntryId
+from celery_delay.domain.claims import Claims, Publishing, Told
+from celery_delay.domain.entries import Claimed, EntryId
+from celery_delay.domain.gates import Opened
+from celery_delay.domain.ports import LeaseRecord, StaleEpoch
+from celery_delay.domain.settings import Settings
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.handoff import ACK_WINDOW, CLAIM_SIZE, PROBE_EVERY, PUBLISH_WITHIN, Handoff
-from celery_delay.ports import LeaseRecord, StaleEpoch
-from celery_delay.settings import Settings
+from celery_delay.services.dispatcher import LONGEST_WAIT, RETRY_AFTER, Dispatcher
+from celery_delay.services.handoff import (
+    ACK_WINDOW,
+    CLAIM_SIZE,
+    PROBE_EVERY,
+    PUBLISH_WITHIN,
+    Handoff,
+)
 from tests.fakes import FakeClock
 
 SETTINGS = Settings()
@@ -93,22 +100,32 @@ class FakePublisher:
         self.closed = False
         #: called before each message
         self.before: Callable[[str], None] = lambda task_id: None
+        self.batches = 0
         self.windows: list[int] = []
 
     def connect(self) -> str:
         return self.failure
 
-    def publish(self, batch: Sequence[Claimed], until: float) -> list[tuple[Publishing, str]]:
-        self.windows.append(len(batch))
-        told: list[tuple[Publishing, str]] = []
+    def publish(
+        self, batch: Sequence[Claimed], may_send: Callable[[], bool], window: int
+    ) -> Iterator[list[Told]]:
+        self.windows.append(window)
+        self.batches += 1
+        told: list[Told] = []
+        broken = ""
         for one in batch:
+            if len(told) == window:
+                # the word of the older half has come
+                yield told[: window // 2]
+                del told[: window // 2]
             self.before(one.entry_id.task_id)
-            if self.clock.boot() >= until:
-                told.append((Publishing.AWAY, ""))
+            broken = broken or next((why for _, how, why in told if how is Publishing.UNKNOWN), "")
+            if broken or not may_send():
+                told.append((one, Publishing.AWAY, broken))
                 continue
             self.sent.append(one.entry_id.task_id)
-            told.append(self.outcomes.get(one.entry_id.task_id, SENT))
-        return told
+            told.append((one, *self.outcomes.get(one.entry_id.task_id, SENT)))
+        yield told
 
     def probe(self) -> str:
         self.probes += 1
@@ -213,8 +230,8 @@ def test_an_unknown_outcome_stays_claimed_and_opens_the_circuit(
 
     assert wait == PROBE_EVERY
     assert list(store.claimed) == ["t21"], "only its claim's end may bring it back"
-    assert set(store.acked) == set(ids(40)) - {"t21"}
-    assert store.due == [f"t{number}" for number in range(40, 50)], "nothing was sent of these"
+    assert store.acked == ids(21)
+    assert store.due == [f"t{number}" for number in range(22, 50)], "nothing was sent of these"
     assert store.told == ["no confirm"]
 
 
@@ -247,7 +264,7 @@ def test_nothing_is_published_when_the_claim_is_old(
     store.due = ids(4)
 
     def pause(task_id: str) -> None:
-        if task_id == "t2" and len(broker.windows) == 1:
+        if task_id == "t2" and broker.batches == 1:
             clock.advance(PUBLISH_WITHIN)  # SIGSTOP, or a slow broker
 
     broker.before = pause
@@ -276,19 +293,38 @@ def test_a_lost_ack_is_made_up_for_before_anything_else(
     assert broker.sent == ids(3)
 
 
+def test_without_a_store_nothing_more_is_sent_and_what_was_confirmed_is_acked_later(
+    handoff: Handoff, store: FakeStore, broker: FakePublisher
+) -> None:
+    store.due = ids(50)
+    store.failures["ack"] = [StoreUnavailable("away")]
+
+    with pytest.raises(StoreUnavailable):
+        handoff.run_once(leads)
+
+    # the older half of the window could not be acked: the younger one was under way
+    assert broker.sent == ids(ACK_WINDOW)
+    assert store.acked == []
+
+    handoff.run_once(leads)
+
+    assert store.acked == ids(ACK_WINDOW)
+    assert set(store.claimed) == set(ids(50)) - set(ids(ACK_WINDOW)), "their claim will end"
+
+
 def test_an_ending_process_returns_what_it_has_not_sent(
     handoff: Handoff, store: FakeStore, broker: FakePublisher
 ) -> None:
     store.due = ids(60)
 
     def end(task_id: str) -> None:
-        handoff.stopping = True
+        handoff.stopping = task_id == "t30" or handoff.stopping
 
     broker.before = end
     handoff.run_once(lambda: None if handoff.stopping and store.claims else 3)
 
-    assert store.acked == ids(ACK_WINDOW)
-    assert set(store.due) == set(ids(60)) - set(ids(ACK_WINDOW))
+    assert store.acked == ids(30)
+    assert set(store.due) == set(ids(60)) - set(ids(30))
     assert store.claimed == {}
 
 
@@ -426,6 +462,9 @@ def test_a_standby_whose_broker_is_back_says_so_by_itself(
 
 class TendedStore:
     """What the dispatcher asks for where no move is possible."""
+
+    def open_gates(self, *, term: int) -> Opened:
+        return Opened()
 
     def __init__(self) -> None:
         self.named = False

@@ -22,7 +22,7 @@ MODULE_LINES = 320
 #: module → lines that it may have at most.
 LONG_MODULES = {
     # a list of settings; the checks of their values can move out
-    "settings.py": 450,
+    "domain/settings.py": 410,
 }
 FUNCTION_LINES = 50
 #: "module:function" → lines that it may have at most, its docstring aside.
@@ -85,7 +85,7 @@ def clock_reads(tree: ast.Module) -> Iterator[str]:
 def test_only_clock_py_reads_a_clock(name: str, tree: ast.Module) -> None:
     found = list(clock_reads(tree))
 
-    if name == "clock.py":
+    if name == "domain/clock.py":
         assert found, "this test looks past the clock: it proves nothing"
     else:
         assert found == [], f"{name}: ask the Clock that was passed in"

@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from celery_delay.clock import from_ms
-from celery_delay.entries import Due
-from celery_delay.instants import due_of, shift_of
+from celery_delay.domain.clock import from_ms
+from celery_delay.domain.entries import Due
+from celery_delay.message.instants import due_of, shift_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2030, 1, 1, tzinfo=timezone.utc)

@@ -13,7 +13,11 @@ import pytest
 from celery import Celery
 from kombu import Connection, Exchange
 
-from celery_delay.entries import Due, EntryId
+from celery_delay.calling.fallback import Fallback
+from celery_delay.calling.interception import own_due, redelivered_after, taken_by_the_store
+from celery_delay.domain.entries import Due, EntryId
+from celery_delay.domain.ports import Leaderless
+from celery_delay.domain.settings import Settings
 from celery_delay.exceptions import (
     AlreadyScheduled,
     InvalidSetting,
@@ -22,10 +26,6 @@ from celery_delay.exceptions import (
     StoreUnavailable,
     UnsupportedBroker,
 )
-from celery_delay.fallback import Fallback
-from celery_delay.interception import own_due, redelivered_after, taken_by_the_store
-from celery_delay.ports import Leaderless
-from celery_delay.settings import Settings
 from tests.shards import SetClock
 
 NOW = 1_800_000_000.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.loops import LONGEST_PAUSE, SHORTEST_PAUSE, Bell, Loop
+from celery_delay.services.loops import LONGEST_PAUSE, SHORTEST_PAUSE, Bell, Loop
 from tests.fakes import FakeClock
 
 AWAY = StoreUnavailable("away")

@@ -15,9 +15,9 @@ from celery import Celery
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
 from dateutil import tz as dateutil_tz
 
-from celery_delay import occurrences
-from celery_delay.clock import from_ms, to_ms
-from celery_delay.occurrences import Firing, definition, firing, latest, next_after
+from celery_delay.domain.clock import from_ms, to_ms
+from celery_delay.periodic import occurrences
+from celery_delay.periodic.occurrences import Firing, definition, firing, latest, next_after
 
 APP = Celery("occurrences", set_as_current=False)
 UTC = timezone.utc

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from celery_delay.entries import Addition, Due, EntryId
+from celery_delay.domain.entries import Addition, Due, EntryId
+from celery_delay.domain.timetable import UNKNOWN, DueSchedules, Standing, Wanted
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.periodic import LONGEST_WAIT, SHORT_WAIT, Periodic, Plan, occurrence_id
-from celery_delay.ports import UNKNOWN
+from celery_delay.services.periodic import LONGEST_WAIT, SHORT_WAIT, Periodic, Plan, occurrence_id
 
 HOUR = 3_600_000
 
@@ -27,7 +27,11 @@ class MemoryStore:
         self.next: dict[str, int] = {}
         self.states: dict[str, tuple[str, int]] = {}  # version, cursor
         self.fired: list[tuple[str, int]] = []
+        self.missed: list[tuple[str, int, int]] = []
         self.syncs = 0
+        self.revision = 0
+        self.paused: set[str] = set()
+        self.resumed: dict[str, int] = {}
 
     def forget(self) -> None:
         """Redis is emptied."""
@@ -38,22 +42,23 @@ class MemoryStore:
         if self.away:
             raise StoreUnavailable("away")
 
-    def due_schedules(self) -> tuple[int, list[tuple[str, int]], int | None]:
+    def due_schedules(self) -> DueSchedules:
         self._answers()
         due = sorted((at, name) for name, at in self.next.items() if at <= self.now)
         after = min((at for at in self.next.values() if at > self.now), default=None)
-        return self.now, [(name, at) for at, name in due], after
+        return DueSchedules(self.now, [(name, at) for at, name in due], after, self.revision)
 
-    def cursor(self, name: str) -> int | None:
+    def standing(self, name: str) -> Standing:
         self._answers()
-        return self.states[name][1] if name in self.states else None
+        cursor = self.states[name][1] if name in self.states else None
+        return Standing(cursor, name in self.paused, self.resumed.get(name, 0))
 
-    def sync_schedules(self, *, term: int, schedules: Mapping[str, tuple[str, int]]) -> bool:
+    def sync_schedules(self, *, term: int, revision: int, schedules: Mapping[str, Wanted]) -> bool:
         self._answers()
-        if term != self.term:
+        if (term, revision) != (self.term, self.revision):
             return False
         self.syncs += 1
-        for name, (version, following) in schedules.items():
+        for name, (version, following, _) in schedules.items():
             if following != UNKNOWN and self.states.get(name, ("",))[0] != version:
                 self.states[name] = version, self.now
                 self._set(name, following)
@@ -66,17 +71,21 @@ class MemoryStore:
         self,
         *,
         term: int,
+        revision: int,
         name: str,
         expected_ms: int,
         cursor_ms: int,
         next_ms: int | None,
+        missed: tuple[int, int] | None,
         addition: Addition | None,
     ) -> bool:
         self._answers()
-        if term != self.term or self.next.get(name) != expected_ms:
+        if (term, revision) != (self.term, self.revision) or self.next.get(name) != expected_ms:
             return False
         self.states[name] = self.states[name][0], cursor_ms
         self._set(name, -1 if next_ms is None else next_ms)
+        if missed and missed[0] < missed[1]:
+            self.missed.append((name, *missed))
         if addition is not None:
             self.fired.append((name, addition.entry_id.run))
         return True
@@ -96,6 +105,8 @@ class Every:
         self.version = version
         self.last = last
         self.fails = False
+        self.start_ms: int | None = None
+        self.is_polled = False
         self.asked: list[tuple[int, int, int]] = []
 
     def next_after(self, after_ms: int) -> int | None:
@@ -103,6 +114,9 @@ class Every:
             raise TypeError("cannot calculate the next run")
         following = (after_ms // self.interval + 1) * self.interval
         return following if self.last is None or following <= self.last else None
+
+    def description(self) -> str:
+        return "{}"
 
     def firing(self, first_ms: int, now_ms: int, last_ms: int) -> tuple[int | None, int | None]:
         self.asked.append((first_ms, now_ms, last_ms))
@@ -115,6 +129,7 @@ class Polled(Every):
 
     def __init__(self) -> None:
         super().__init__(1_000)
+        self.is_polled = True
         self.is_due = False
 
     def firing(self, first_ms: int, now_ms: int, last_ms: int) -> tuple[int | None, int | None]:
@@ -129,7 +144,8 @@ class Beat:
         self.store = MemoryStore()
         self.builds: Counter[str] = Counter()
         self.unbuildable: dict[str, Exception | None] = {}
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[str, Plan | None] = {}
+        self.revisions: list[int] = []
         self.service = self.restarted()
 
     def restarted(self) -> Periodic:
@@ -148,8 +164,12 @@ class Beat:
             **{name: _VALUES.get(name) for name in Addition._fields if name != "entry_id"},
         )
 
+    def plans_of(self, revision: int) -> dict[str, Plan | None]:
+        self.revisions.append(revision)
+        return self.plans
+
     def tick(self, term: int = 1) -> float:
-        return self.service.run_once(term, self.plans)
+        return self.service.run_once(term, self.plans_of)
 
     def until(self, now_ms: int, term: int = 1) -> list[tuple[str, int]]:
         """Tick as Celery's loop does until an instant; what that fired."""
@@ -288,6 +308,106 @@ def test_a_schedule_that_was_added_fires(beat: Beat) -> None:
     beat.until(1_500)
     beat.plans["new"] = Every(1_000)
     assert beat.until(3_500) == [("new", 2_000), ("new", 3_000)]
+
+
+# --- pauses, and what others change --------------------------------------------------------
+
+
+def test_what_falls_into_a_pause_is_passed_over(beat: Beat) -> None:
+    beat.plans = {"a": Every(1_000), "b": Every(1_000)}
+    beat.until(1_500)
+    beat.store.paused.add("a")
+    beat.builds.clear()
+    assert beat.until(4_500) == [("b", 2_000), ("b", 3_000), ("b", 4_000)]
+    assert beat.builds["a"] == 0  # a message that nobody gets is not made either
+    assert [one for one in beat.store.missed if one[0] == "a"] == [
+        ("a", 2_000, 3_000), ("a", 3_000, 4_000), ("a", 4_000, 5_000),
+    ]  # fmt: skip
+    beat.store.paused.clear()
+    beat.store.resumed["a"] = 4_500
+    assert ("a", 5_000) in beat.until(5_500)
+
+
+def test_what_fell_into_a_pause_is_not_made_up_for_when_nobody_led(beat: Beat) -> None:
+    beat.plans = {"a": Every(1_000)}
+    beat.until(1_500)
+    # Given a pause from 1.5 s to 4.5 s, and no beat until 4.9 s
+    beat.store.resumed["a"] = 4_500
+    beat.store.now = 4_900
+    assert beat.until(5_500) == [("a", 5_000)]
+
+
+def test_a_polled_schedule_that_was_paused_starts_from_there(beat: Beat) -> None:
+    plan = Polled()
+    plan.is_due = True
+    beat.plans = {"own": plan}
+    beat.store.paused.add("own")
+    beat.until(3_500)
+    assert beat.store.missed == []  # its instants are not known beforehand
+    assert [last for _, _, last in plan.asked] == [0, 1_000, 2_000]
+
+
+def test_a_change_between_looking_and_firing_is_heeded(beat: Beat) -> None:
+    # Given a schedule that is due, and somebody who pauses it while its message is made
+    beat.plans = {"a": Every(1_000)}
+    beat.until(500)
+    beat.store.now = 1_000
+    build = beat.build
+
+    def meanwhile(name: str, nominal_ms: int) -> Addition | None:
+        beat.store.revision += 1
+        beat.store.paused.add("a")
+        return build(name, nominal_ms)
+
+    beat.service = Periodic(beat.store, meanwhile)
+    assert beat.tick() == 0.1
+    # Then it has not fired, and the schedules are read again before the next
+    assert beat.until(2_500) == []
+    assert beat.revisions[-1] == 1
+
+
+def test_a_change_between_looking_and_writing_down_is_heeded(beat: Beat) -> None:
+    class Removed(Every):
+        def next_after(self, after_ms: int) -> int | None:
+            beat.store.revision = 1
+            return super().next_after(after_ms)
+
+    beat.plans = {"gone": Removed(1_000)}
+    assert beat.tick() == SHORT_WAIT
+    assert beat.store.states == {}
+
+
+def test_one_that_cannot_be_read_is_left_and_the_others_go_on(beat: Beat) -> None:
+    beat.plans = {"a": Every(1_000), "b": Every(1_000)}
+    beat.until(1_500)
+    beat.plans["a"] = None
+    beat.store.revision += 1
+    assert beat.until(3_500) == [("b", 2_000), ("b", 3_000)]
+    # until it can be read again: it has kept its place
+    beat.plans["a"] = Every(1_000)
+    beat.store.revision += 1
+    assert ("a", 3_000) in beat.until(3_600)
+
+
+def test_one_that_was_added_counts_from_when_it_was(beat: Beat) -> None:
+    class Phase(Every):
+        def next_after(self, after_ms: int) -> int | None:
+            return after_ms + self.interval
+
+    beat.store.now = 10_000
+    plan = Phase(1_000)
+    plan.start_ms = 9_700
+    beat.plans = {"a": plan}
+    beat.tick()
+    assert beat.store.next == {"a": 10_700}
+
+
+def test_what_was_missed_is_told(beat: Beat) -> None:
+    beat.plans = {"a": Every(1_000)}
+    beat.until(1_500)
+    beat.store.now = 9_700
+    beat.until(9_800)
+    assert beat.store.missed == [("a", 2_000, 9_000)]
 
 
 # --- failures --------------------------------------------------------------------------------
@@ -435,10 +555,10 @@ def test_a_leader_that_was_frozen_cannot_fire_again(beat: Beat) -> None:
 
     def frozen(name: str, nominal_ms: int) -> Addition | None:
         beat.service = Periodic(beat.store, build)
-        other.run_once(1, beat.plans)
+        other.run_once(1, beat.plans_of)
         return build(name, nominal_ms)
 
-    Periodic(beat.store, frozen).run_once(1, beat.plans)
+    Periodic(beat.store, frozen).run_once(1, beat.plans_of)
     assert beat.store.fired == [("a", 1_000)]
 
 

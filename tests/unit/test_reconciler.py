@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from celery_delay.entries import EntryId
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.ports import Transition
+from celery_delay.domain.states import State
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.ports import Transition
-from celery_delay.reconciler import PAGE, Reconciler
-from celery_delay.states import State
+from celery_delay.services.reconciler import PAGE, Reconciler
 
 
 class Store:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from celery_delay.entries import EntryId
+from celery_delay.domain.entries import EntryId
+from celery_delay.domain.ports import Transition
+from celery_delay.domain.states import State
 from celery_delay.exceptions import StoreUnavailable
-from celery_delay.ports import Transition
-from celery_delay.reporting import Reporter
-from celery_delay.states import State
+from celery_delay.worker.reporting import Reporter
 from tests.fakes import FakeClock
 
 ONE = [Transition(EntryId("a", 1), 1, State.STARTED, {})]
@@ -27,7 +27,9 @@ class Journal:
         self.failure: BaseException | None = None
         self.calls: list[tuple[int, int]] = []
 
-    def record(self, transitions: Sequence[Transition], missing: int = 0) -> None:
+    def record(
+        self, transitions: Sequence[Transition], missing: int = 0, late: Sequence[Transition] = ()
+    ) -> None:
         self.calls.append((len(transitions), missing))
         self.clock.advance(self.takes)
         if self.failure is not None:

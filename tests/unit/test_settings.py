@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from celery_delay.domain.settings import PREFIX, Settings
 from celery_delay.exceptions import DelayError, InvalidSetting
-from celery_delay.settings import PREFIX, Settings
 
 
 def test_the_defaults_are_good() -> None:
@@ -83,6 +83,11 @@ def test_an_unknown_name_that_is_like_none_is_only_named() -> None:
         ("redis_timeout", float("inf")),
         ("batch_size", 1001),
         ("max_payload", 10),
+        ("flower_actions", "basic"),
+        ("flower_origins", "https://flower.example.com"),
+        ("flower_origins", ["flower.example.com"]),
+        ("flower_origins", ["https://flower.example.com/"]),
+        ("flower_origins", [5]),
         ("lease", True),
     ],
 )

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, create_engine
 from celery_delay.audit import sources
 from celery_delay.audit.database import Database
 from celery_delay.audit.sources import from_engine, from_url
+from celery_delay.domain.settings import Settings
 from celery_delay.exceptions import InvalidSetting
-from celery_delay.settings import Settings
 
 PASSWORD = "s3cret"
 
@@ -210,3 +210,33 @@ def test_a_database_that_is_not_named_has_none() -> None:
 
 def test_every_server_has_its_drivers_and_its_extra() -> None:
     assert set(sources._DRIVERS) == set(sources._EXTRAS)
+
+
+# --- a primary and its standbys ------------------------------------------------------------
+
+
+def test_several_urls_are_one_database() -> None:
+    source = from_url([f"postgresql://ann:{PASSWORD}@one/db", "postgresql://ann@two/db"])
+
+    assert (source.url.host, [one.host for one in source.others]) == ("one", ["two"])
+    assert "one/db, " in str(source)
+    assert "two/db" in str(source)
+    assert PASSWORD not in str(source)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (["postgresql://a/db", "mysql://b/db"], "one kind of database"),
+        (["sqlite:////var/lib/a.db", "sqlite:////var/lib/b.db"], "no standbys"),
+    ],
+)
+def test_several_urls_that_are_no_standbys_are_refused(given: list[str], fault: str) -> None:
+    with pytest.raises(InvalidSetting, match=fault):
+        from_url(given)
+
+
+@pytest.mark.parametrize("given", [[], ["postgresql://a/db", 3], ["shop"], 3, "shop"])
+def test_what_is_no_url_is_refused_by_its_name(given: Any) -> None:
+    with pytest.raises(InvalidSetting, match="delay_database_url"):
+        Settings.from_mapping({"delay_database_url": given})

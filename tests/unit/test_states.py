@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from celery_delay.states import (
+from celery_delay.domain.states import (
     LEGAL,
     CancelOutcome,
     HoldOutcome,

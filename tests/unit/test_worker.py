@@ -10,10 +10,10 @@ from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import Reject, TimeLimitExceeded
 
-from celery_delay.envelope import HEADER
-from celery_delay.ports import Transition
-from celery_delay.settings import Settings
-from celery_delay.worker import WorkerSignals
+from celery_delay.domain.ports import Transition
+from celery_delay.domain.settings import Settings
+from celery_delay.message.envelope import HEADER
+from celery_delay.worker.signals import WorkerSignals
 from tests.fakes import FakeClock
 
 OURS = {HEADER: {"task_id": "mine", "run": 7}, "id": "mine"}
@@ -32,7 +32,9 @@ class Delayed:
         self.shards = ()
         self.told: list[tuple[int, str]] = []
 
-    def record(self, transitions: Sequence[Transition], missing: int = 0) -> None:
+    def record(
+        self, transitions: Sequence[Transition], missing: int = 0, late: Sequence[Transition] = ()
+    ) -> None:
         self.told += [(one.entry_id.run, one.state.value) for one in transitions]
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from alembic import context
 
-from celery_delay.audit.schema import VERSION_TABLE, schema_of
+from celery_delay.audit.declared import declared
 from celery_delay.audit.tables import metadata
+from celery_delay.audit.version import VERSION_TABLE, schema_of
 
 
 def ours(name: str | None, kind: str, parents: Any) -> bool:
@@ -16,12 +17,20 @@ def ours(name: str | None, kind: str, parents: Any) -> bool:
 
 
 connection = context.config.attributes["connection"]
-context.configure(
-    connection=connection,
-    target_metadata=metadata,
-    version_table=VERSION_TABLE,
-    version_table_schema=schema_of(connection),
-    include_name=ours,
-)
+if context.is_offline_mode():
+    context.configure(
+        dialect_name=context.config.attributes["dialect"],
+        target_metadata=declared(),
+        version_table=VERSION_TABLE,
+        literal_binds=True,
+    )
+else:
+    context.configure(
+        connection=connection,
+        target_metadata=declared(),
+        version_table=VERSION_TABLE,
+        version_table_schema=schema_of(connection),
+        include_name=ours,
+    )
 with context.begin_transaction():
     context.run_migrations()

@@ -1,7 +1,7 @@
 --- Forget claimed entries whose messages the broker has.
--- @include clock journal records claims
+-- @include clock journal records keys unique claims handed_off
 -- @allow-oom
--- KEYS: mark claims claimed attempts template_uses journal
+-- KEYS: mark claims claimed attempts template_uses journal uniques unique_ends
 -- ARGV: now:int:ms journal_max:int:events token:str rest:*
 --   token  the claim's; an entry under another claim is left alone, whatever the epoch
 --   rest = task ids

@@ -1,16 +1,28 @@
 --- Store entries, all of them or none; safe to repeat until their deadline.
--- @include clock instants journal tombstones records ways places claims quarantine out wake
--- KEYS: mark schedule outbound entries blocked held claims claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd wake
--- ARGV: now:int:ms window:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates leader_grace:int:ms rest:*
+-- @include clock instants journal tombstones records ways sides places keys unique claims handed_off quarantine out templates wake taking placing holders backed refusing alive
+-- KEYS: mark schedule outbound entries blocked held gated gate_of claims claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd wake uniques unique_ends
+-- ARGV: now:int:ms window:int:ms tombstone_ms:int:ms journal_max:int:events refuse_when_full:int:flag template_cap:int:templates template_count:int:templates leader_grace:int:ms epoch:int rest:*
 --   leader_grace  nothing is added when the leader's last sign of life is older; 0 for any age
+--   epoch         of entries that SQL backs: that in which they may be added; 0 for others
 --   rest = template_count x (id, text), then per entry
---          (task id, due: "@" instant or "+" delay in ms, record, story as JSON)
--- RETURNS: LATE now | LEADERLESS now | FULL now | CONFLICT now task_id | TEMPLATE now id… | INLINE now
+--          (task id, due: "@" or, held, "#" instant, or "+" delay in ms, record, story as JSON, keys)
+--   keys = "" or, as JSON: op that names the addition; key, the unique one; on, what to do if
+--          somebody has it: error, keep, replace, extend or follow (take it from the run before,
+--          or do without); idempotency, a key, and idempotency_ms
+-- RETURNS: EPOCH now | LATE now | LEADERLESS now | FULL now | CONFLICT now task_id | TEMPLATE now id… | INLINE now
+--   | UNIQUE now key task_id (of who has it) | BUSY now key task_id (it is being published)
 --   | OK now codes leader_age_ms due_ms…   one code and one due instant per entry:
---   A added, D a repeat of a live entry, G gone (handed off already), C cancelled before it came
+--   A added, D a repeat of a live entry, G gone (handed off already), C cancelled before it came,
+--   S superseded (SQL has a higher version of it by now),
+--   K not added since another has its key, E that one's eta moved instead: due_ms, run and task id
+--   of that one; at the end, per entry taken out: position of what replaces it, task id, record,
+--   template, due_ms
 --   leader_age_ms is -1 when no leader has ever been seen
 
 now = time_ms(now)
+if is_elsewhere() then
+  return { 'EPOCH', text(now) }
+end
 
 local given = {}
 for i = 1, template_count do
@@ -18,7 +30,7 @@ for i = 1, template_count do
 end
 
 local ids, entries_given = {}, {}
-for i = 2 * template_count + 1, #rest, 4 do
+for i = 2 * template_count + 1, #rest, 5 do
   local _, _, run, version, deadline, _, payload = read_head(rest[i + 2])
   if not run then
     return redis.error_reply('MALFORMED record of ' .. rest[i])
@@ -30,6 +42,8 @@ for i = 2 * template_count + 1, #rest, 4 do
   entries_given[#entries_given + 1] = {
     id = rest[i], run = tonumber(run), version = tonumber(version), due = due_at(rest[i + 1]),
     record = rest[i + 2], payload = payload, story = rest[i + 3],
+    is_held = string.byte(rest[i + 1]) == 35,
+    keys = rest[i + 4] ~= '' and cjson.decode(rest[i + 4]),
     -- a run that the producer drew, instead of the one that follows a known run
     drawn = tonumber(deadline) - tonumber(run) == window,
   }
@@ -47,7 +61,11 @@ for i, entry in ipairs(entries_given) do
   local score = live[i] and eta_of(entry.id)
   local eta_out, out = read_out(entry.id, score, live[i])
   local _, _, run_out = read_head(out or '')
-  if run_out and tonumber(run_out) + 1 == entry.run and not entry.drawn then
+  local refusal = entry.keys and decides(entry) and settle(entry)
+  if refusal then
+    return refusal
+  elseif entry.holder then -- its keys have decided
+  elseif run_out and tonumber(run_out) + 1 == entry.run and not entry.drawn then
     -- this message comes from inside that very run: it has been published, then
     entry.before = { eta_out, out }
   elseif score then
@@ -65,10 +83,16 @@ for i, entry in ipairs(entries_given) do
     end
   elseif run_out and tonumber(run_out) ~= entry.run then
     return { 'CONFLICT', text(now), entry.id }
-  elseif run_out or gone(entry.id, text(entry.run)) >= entry.version then
+  elseif run_out or has_left(entry.id, text(entry.run), entry.version) then
     entry.code = 'G'
   elseif entry.run <= refused_run then
     entry.code = 'C'
+  elseif is_superseded(entry.id, text(entry.run), entry.version) then
+    entry.code = 'S'
+  end
+  refusal = entry.code == 'A' and entry.keys and settle(entry)
+  if refusal then
+    return refusal
   end
   if entry.code == 'A' then
     adds = true
@@ -82,9 +106,7 @@ for i, entry in ipairs(entries_given) do
     end
   end
 end
--- also a sign of life from the future is none: the clock was set back since
-local alive = tonumber(redis.call('HGET', mark, 'alive') or -1)
-local leader_age = alive < 0 and -1 or math.abs(now - alive)
+local leader_age = age_of_leader()
 if adds and leader_grace > 0 and (leader_age < 0 or leader_age > leader_grace) then
   return { 'LEADERLESS', text(now) }
 end
@@ -101,18 +123,8 @@ for id in pairs(given) do
     fresh[#fresh + 1] = id
   end
 end
-if redis.call('HLEN', templates) + #fresh > template_cap then
-  -- only now are unused templates worth looking for
-  local uses = redis.call('HGETALL', template_uses)
-  for i = 1, #uses, 2 do
-    if tonumber(uses[i + 1]) <= 0 and not wanted[uses[i]] then
-      redis.call('HDEL', templates, uses[i])
-      redis.call('HDEL', template_uses, uses[i])
-    end
-  end
-  if redis.call('HLEN', templates) + #fresh > template_cap then
-    return { 'INLINE', text(now) }
-  end
+if not have_room(#fresh, wanted) then
+  return { 'INLINE', text(now) }
 end
 
 -- every check is behind us: write
@@ -122,16 +134,14 @@ end
 for id, count in pairs(wanted) do
   redis.call('HINCRBY', template_uses, id, count)
 end
-local heads = {}
-for _, way in ipairs({ schedule, outbound }) do
-  heads[way] = tonumber(redis.call('ZRANGE', way, 0, 0, 'WITHSCORES')[2]) or math.huge
-end
+local heads = heads_of_ways()
 local is_earlier = false
-local codes, dues, records, scheduled, refused, published = {}, {}, {}, {}, {}, {}
-local added, scores = {}, { [schedule] = {}, [outbound] = {} }
+local codes, dues, records, scheduled, refused, published, told = {}, {}, {}, {}, {}, {}, {}
+local added, kept, scores = {}, {}, { [schedule] = {}, [outbound] = {}, [held] = {} }
 for i, entry in ipairs(entries_given) do
   codes[i] = entry.code
-  dues[i] = text(entry.due)
+  local other = entry.holder
+  dues[i] = other and other.due .. ' ' .. other.run .. ' ' .. other.id or text(entry.due)
   local line = entry.id .. '\t' .. text(entry.run) .. '\t' .. text(entry.version) .. '\t'
     .. text(entry.due) .. '\t' .. entry.story
   if entry.code == 'A' then
@@ -142,25 +152,21 @@ for i, entry in ipairs(entries_given) do
       published[#published + 1] = handed_off(entry.id, unpack(entry.before))
       redis.call('HDEL', quarantine, entry.id)
     end
-    local way = schedule_of(entry.payload)
+    local way = entry.is_held and held or schedule_of(entry.payload)
     local pairs_of_way = scores[way]
     pairs_of_way[#pairs_of_way + 1] = text(entry.due)
     pairs_of_way[#pairs_of_way + 1] = entry.id
     added[#added + 1] = entry.id
-    is_earlier = is_earlier or entry.due < heads[way]
+    is_earlier = is_earlier or (not entry.is_held and entry.due < heads[way])
+    kept[#kept + 1] = entry.is_held and line or nil
     records[#records + 1] = entry.id
     records[#records + 1] = entry.record
     scheduled[#scheduled + 1] = line
   elseif entry.code == 'C' then
-    local told = 'r/' .. entry.id .. '/' .. text(entry.run)
-    if #buried(told) == 0 then
-      refused[#refused + 1] = line
-      -- a repeat of this add must not be journalled again, and a repeat of the cancel can
-      -- say from now on that it did cancel
-      local _, refused_run = cancelled(entry.id)
-      bury(told, '')
-      bury('c/' .. entry.id, 'F ' .. text(refused_run))
-    end
+    refused[#refused + 1] = is_first_refusal(entry.id, text(entry.run)) and line or nil
+  end
+  if entry.keys then
+    keep_keys(entry, i, told)
   end
 end
 if #added > 0 then
@@ -177,11 +183,15 @@ if #records > 0 then
 end
 write_journal('DISPATCHED', published)
 write_journal('SCHEDULED', scheduled)
+write_journal('HELD', kept)
 if #refused > 0 then
   write_journal('SCHEDULED', refused)
   write_journal('CANCELLED', refused)
 end
 if is_earlier then
   wake_leader()
+end
+for _, part in ipairs(told) do
+  dues[#dues + 1] = part
 end
 return { 'OK', text(now), table.concat(codes), text(leader_age), unpack(dues) }

@@ -1,7 +1,7 @@
 --- Take an entry out, or make sure that it cannot come any more.
--- @include clock journal tombstones records quarantine places
+-- @include clock journal tombstones records quarantine sides places keys unique taking timely going
 -- @allow-oom
--- KEYS: mark schedule outbound entries blocked held claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd
+-- KEYS: mark schedule outbound entries blocked held gated gate_of claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd uniques unique_ends
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int deadline:int:ms task_id:str run:int data:str
 --   epoch     0: any
 --   deadline  until when this call may be repeated; an attempt that arrives later does nothing
@@ -11,16 +11,12 @@
 --   | CANCELLED now 0 (an earlier call did) | TOO_LATE now | NOT_FOUND now
 
 now = time_ms(now)
-if epoch > 0 and tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
-  return { 'EPOCH', text(now) }
-end
-if now > deadline then
-  return { 'LATE', text(now) }
+local untimely = why_untimely()
+if untimely then
+  return { untimely, text(now) }
 end
 local record = redis.call('HGET', entries, task_id)
-if redis.call('HEXISTS', claimed, task_id) == 1
-  or (record and redis.call('HEXISTS', attempts, task_id) == 1) then
-  -- a beat is publishing it, or one did and nobody knows how far it came
+if is_going(task_id, record) then
   return { 'TOO_LATE', text(now) }
 end
 local found, refused_before = cancelled(task_id)
@@ -33,25 +29,12 @@ if not record and not due then
 end
 if record or due then
   record = record or ''
-  local _, digest, live_run, version, _, _, payload = read_head(record)
-  take_away(task_id)
-  redis.call('HDEL', entries, task_id)
+  due = due and text(tonumber(due)) or ''
   if parked then
     redis.call('HDEL', quarantine, task_id)
   end
-  local stored = false
-  if payload then
-    stored = redis.call('HGET', templates, template_of(payload))
-    refused = math.max(refused, tonumber(live_run))
-    if is_whole(payload, digest) then
-      release_template(payload)
-    end
-    -- the entry is in the journal: a repeat of its add is refused without a word
-    bury('r/' .. task_id .. '/' .. live_run, '')
-  end
-  due = due and text(tonumber(due)) or ''
-  write_journal('CANCELLED', { task_id .. '\t' .. (live_run or '0') .. '\t' .. (version or '0')
-    .. '\t' .. due .. '\t' .. data })
+  local live_run, version, stored
+  live_run, version, stored, refused = take_out(task_id, record, due, data, refused)
   if silent > 0 and live_run then
     -- it is out of quarantine, but its message may be on its queue since an earlier attempt
     bury('g/' .. task_id .. '/' .. live_run, version)

@@ -1,14 +1,15 @@
 --- Take due entries out under a claim, for a beat to publish their messages.
--- @include clock journal tombstones records messages quarantine due
+-- @include clock journal tombstones records messages quarantine keys unique sides limits gates due looking
 -- @allow-oom
--- KEYS: mark schedule outbound entries blocked claims claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd
--- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms latest_ms:int:ms ttl:int:ms token:str from:str
+-- KEYS: mark schedule outbound entries blocked gates gated gate_of buckets claims claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd uniques unique_ends
+-- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int limit:int:entries hold_ms:int:ms steal_ms:int:ms latest_ms:int:ms ttl:int:ms token:str from:str limits:str
 --   hold_ms, steal_ms, latest_ms  as in move.lua; the leader's progress here is a mark of its own
 --   ttl    the claim ends so much later, unless it is acked or given back before
 --   token  names this claim
 --   from   "outbound", or "schedule" where no move is possible
+--   limits see include/limits.lua; "rooms" in it tells what queues have room for, as far as known
 -- RETURNS: EPOCH now | STANDBY now | JUMPED now
---   | OK now next_due_ms expired quarantined blocked error, and per claimed entry:
+--   | OK now next_due_ms expired quarantined blocked error gated, and per claimed entry:
 --     id run version due_ms attempt message
 --   next_due_ms is -1 when nothing waits; attempt counts the claims that ended in silence.
 
@@ -20,18 +21,19 @@ if refused then
   return refused
 end
 
-local due = due_entries(source, now - hold_ms - steal_ms, limit)
-if #due == 0 then
-  return { 'OK', text(now), next_due(source), 0, 0, 0, '' }
+room_in = function(shape)
+  return rooms[shape.queue_name] or math.huge
 end
-local ids, taken = {}, {}
-for i, entry in ipairs(due) do
-  ids[i] = entry.id
-  local shape = shape_of_fit(entry)
-  entry.message = shape and message_of(entry, shape, epoch)
+
+local taken = {}
+local ids = each_due(source, now - hold_ms - steal_ms, limit, function(entry, shape)
+  entry.message = message_of(entry, shape, epoch)
   if entry.message then
     taken[#taken + 1] = entry
   end
+end)
+if #ids == 0 then
+  return { 'OK', text(now), next_due(source), 0, 0, 0, '', 0 }
 end
 
 redis.call('ZREM', source, unpack(ids))
@@ -47,7 +49,7 @@ for _, entry in ipairs(taken) do
   end
 end
 local failure = finish()
-local told = { 'OK', text(now), next_due(source), #expired, #bad, #stuck, failure }
+local told = { 'OK', text(now), next_due(source), #expired, #bad, #stuck, failure, kept }
 for _, part in ipairs(answer) do
   told[#told + 1] = part
 end

@@ -19,7 +19,8 @@ if owner == holder then
 elseif owner == '' or (may_take == 1 and term == seen_term and seq == seen_seq) then
   -- also after the record was lost with all data, no caller sees a term again that it knows
   owner, term, seq = holder, math.max(term, seen_term) + 1, seq + 1
-  redis.call('HSET', lease, 'holder', holder, 'term', text(term), 'seq', text(seq))
+  redis.call('HSET', lease, 'holder', holder, 'term', text(term), 'seq', text(seq),
+    'since', text(now))
 end
 if owner == holder then
   -- whoever stores an entry can see in the same step that somebody will hand it off

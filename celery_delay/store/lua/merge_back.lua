@@ -1,15 +1,18 @@
---- Return blocked entries to the schedule, a bounded number at a time.
--- @include clock records ways
+--- Return blocked entries to the schedule, and forget keys that have ended: a bounded number.
+-- @include clock records ways keys leading
 -- @allow-oom
--- KEYS: mark lease schedule outbound entries blocked template_uses
--- ARGV: epoch:int term:int limit:int:entries
+-- KEYS: mark lease schedule outbound entries blocked template_uses uniques unique_ends
+-- ARGV: now:int:ms epoch:int term:int limit:int:entries
 -- RETURNS: EPOCH | TERM | number of entries returned
 
-if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
-  return 'EPOCH'
+local refused = why_not_leading()
+if refused then
+  return refused
 end
-if tonumber(redis.call('HGET', lease, 'term') or 0) ~= term then
-  return 'TERM'
+now = time_ms(now)
+local over = redis.call('ZRANGE', unique_ends, '-inf', text(now), 'BYSCORE', 'LIMIT', 0, limit)
+for _, field in ipairs(over) do
+  free_key(field)
 end
 -- What is still blocked comes back here, to the place where it stood.  So this goes through
 -- all of them in turn; else the first ones would keep those behind them waiting for ever.

@@ -1,7 +1,7 @@
 --- Return entries to their schedule that an operator held, or that could not be handed off.
--- @include clock journal tombstones records quarantine ways places wake
+-- @include clock journal tombstones records quarantine ways sides places wake timely
 -- @allow-oom
--- KEYS: mark schedule outbound entries blocked held claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd wake
+-- KEYS: mark schedule outbound entries blocked held gated gate_of claimed attempts quarantine templates template_uses journal tombstones_even tombstones_odd wake
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int deadline:int:ms operation:str data:str rest:*
 --   epoch      0: any
 --   deadline   until when this call may be repeated; an attempt that arrives later does nothing
@@ -12,11 +12,9 @@
 --   D damaged (it stays), L another entry of this id is live (it stays)
 
 now = time_ms(now)
-if epoch > 0 and tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
-  return 'EPOCH'
-end
-if now > deadline then
-  return 'LATE'
+local untimely = why_untimely()
+if untimely then
+  return untimely
 end
 local answered = buried('o/' .. operation)[1]
 if answered then

@@ -1,7 +1,7 @@
 --- Change when a waiting entry is due, and whether it is held.
--- @include clock instants journal tombstones records quarantine ways places wake
+-- @include clock instants journal tombstones records quarantine ways sides places wake placing timely going
 -- @allow-oom
--- KEYS: mark schedule outbound entries blocked held claimed attempts quarantine template_uses journal tombstones_even tombstones_odd wake
+-- KEYS: mark schedule outbound entries blocked held gated gate_of claimed attempts quarantine template_uses journal tombstones_even tombstones_odd wake
 -- ARGV: now:int:ms tombstone_ms:int:ms journal_max:int:events epoch:int deadline:int:ms operation:str task_id:str run:int due:str hold:str data:str
 --   epoch      0: any
 --   deadline   until when this call may be repeated; an attempt that arrives later does nothing
@@ -15,20 +15,16 @@
 --   | DONE now due_ms expires_ms   expires_ms is 0 for never
 
 now = time_ms(now)
-if epoch > 0 and tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
-  return { 'EPOCH', text(now) }
-end
-if now > deadline then
-  return { 'LATE', text(now) }
+local untimely = why_untimely()
+if untimely then
+  return { untimely, text(now) }
 end
 local answered = buried('o/' .. operation)[1]
 if answered then
   return { 'DONE', text(now), string.match(answered, '^(%d+) (%d+)$') }
 end
 local record = redis.call('HGET', entries, task_id)
-if redis.call('HEXISTS', claimed, task_id) == 1
-  or (record and redis.call('HEXISTS', attempts, task_id) == 1) then
-  -- a beat is publishing it, or one did and nobody knows how far it came
+if is_going(task_id, record) then
   return { 'TOO_LATE', text(now) }
 end
 local before = eta_of(task_id)
@@ -41,11 +37,11 @@ if not before then
   end
   return { answer, text(now) }
 end
-local changed, version = next_version(record or '')
+local changed = next_version(record or '')
 if not changed then
   return { 'DAMAGED', text(now) }
 end
-local _, _, live_run, _, _, expires, payload = read_head(record)
+local _, _, _, _, _, expires = read_head(record)
 before = tonumber(before)
 local at = before
 if string.sub(due, 1, 1) == '~' then
@@ -65,15 +61,6 @@ if at == before and due == '' and is_held == was_held then
 end
 
 -- every check is behind us: write
-local place = is_held and held or schedule_of(payload)
-local head = redis.call('ZRANGE', place, 0, 0, 'WITHSCORES')[2]
-take_away(task_id)
-redis.call('ZADD', place, text(at), task_id)
-redis.call('HSET', entries, task_id, changed)
 bury('o/' .. operation, text(at) .. ' ' .. expires)
-write_journal(is_held and 'HELD' or 'SCHEDULED',
-  { task_id .. '\t' .. live_run .. '\t' .. version .. '\t' .. text(at) .. '\t' .. data })
-if not is_held and at < (tonumber(head) or math.huge) then
-  wake_leader()
-end
+place_anew(task_id, changed, at, is_held, data)
 return { 'DONE', text(now), text(at), expires }

@@ -1,14 +1,15 @@
 --- Forget journal entries that SQL has committed.
+-- @include leading
 -- @allow-oom
 -- KEYS: mark lease journal
 -- ARGV: epoch:int term:int last_id:str
 --   last_id: the last entry that SQL committed
 -- RETURNS: EPOCH | TERM | number of entries forgotten
 
-if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
-  return 'EPOCH'
+local refused = why_not_leading()
+if refused then
+  return refused
 end
-if tonumber(redis.call('HGET', lease, 'term') or 0) ~= term then
-  return 'TERM'
-end
+-- what an SQL database must have that comes back from a backup, or from a standby
+redis.call('HSET', mark, 'trimmed', string.format('%.0f', epoch) .. ':' .. last_id)
 return redis.call('XTRIM', journal, 'MINID', last_id) + redis.call('XDEL', journal, last_id)

@@ -17,9 +17,9 @@ from uuid import uuid4
 from book import Page, client, redis_ms
 from ledger_app import FOLDER, URL, app, effect, handed, stubborn
 
-from celery_delay.calls import DelayedCall
+from celery_delay.calling.calls import DelayedCall
+from celery_delay.domain.states import CancelOutcome
 from celery_delay.exceptions import OutcomeUnknown, StoreUnavailable
-from celery_delay.states import CancelOutcome
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 #: The longest delay, in seconds; a run waits so long for its end.

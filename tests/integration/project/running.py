@@ -53,6 +53,12 @@ def build(url: str, effects: str, **conf: Any) -> Celery:
             raise self.retry(countdown=countdown, max_retries=times)
         return int(self.request.retries)
 
+    def labelled(self: Any, times: int, seen: Any = ()) -> Any:
+        seen = [*seen, self.request.celery_delay["labels"]]
+        if self.request.retries < times:
+            raise self.retry(args=(times, seen), countdown=0.05)
+        return seen
+
     def hopeless(self: Any) -> None:
         raise self.retry(exc=KeyError("no hope"), countdown=0.05, max_retries=1)
 
@@ -132,6 +138,11 @@ def build(url: str, effects: str, **conf: Any) -> Celery:
         names = ("id", "eta", "expires", "timelimit", "root_id", "parent_id", "group", "stamps")
         return {name: getattr(request, name) for name in names}
 
+    def tomorrows(*args: Any, **kwargs: Any) -> Any:
+        return [args, kwargs]
+
+    if "PROJECT_IS_NEW" in os.environ:
+        task(tomorrows)
     task(tells, bind=True)
     for function in (note, add, total, fails, rejects, ignores, waits, dies):
         task(function)
@@ -148,6 +159,7 @@ def build(url: str, effects: str, **conf: Any) -> Celery:
     task(rejects_once, acks_late=True)
     task(overruns_once, acks_late=True, acks_on_timeout=False, time_limit=1)
     task(flaky, bind=True)
+    task(labelled, bind=True)
     task(hopeless, bind=True)
     task(replacing, bind=True)
     task(dies_once, bind=True, acks_late=True)

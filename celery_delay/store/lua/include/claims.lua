@@ -3,7 +3,7 @@
 -- has ended in silence is live again, but its message may be on its queue.
 --   claimed: task id -> "<token> <attempt> <eta in ms>", line break, record
 --   claims:  task id -> when others may take it that the claimant is dead
--- Expects the locals: claims, claimed, attempts, and those of records.lua and journal.lua.
+-- Expects the locals: claims, claimed, attempts.
 
 --   attempts: task id -> how many claims of the entry have ended in silence; none for 0
 
@@ -18,16 +18,4 @@ end
 local function end_claim(id)
   redis.call('ZREM', claims, id)
   redis.call('HDEL', claimed, id)
-end
-
-local function handed_off(id, eta, record)
-  -- ends the claim of an entry whose message the broker has; returns: its journal line
-  end_claim(id)
-  redis.call('HDEL', attempts, id)
-  local _, digest, run, version, _, _, payload = read_head(record)
-  if payload and is_whole(payload, digest) then
-    release_template(payload)
-  end
-  return id .. '\t' .. (run or '0') .. '\t' .. (version or '0') .. '\t' .. eta .. '\t{"lag_ms":'
-    .. text(math.max(0, now - tonumber(eta))) .. '}'
 end

@@ -1,11 +1,13 @@
 -- Due entries on their way out: which are fit to go, and the end of those that are not.
 -- Expects the locals: now, mark, epoch, latest_ms, steal_ms, entries, blocked, and those of
--- journal.lua, tombstones.lua, records.lua, messages.lua and quarantine.lua.
+-- journal.lua, tombstones.lua, records.lua, messages.lua, quarantine.lua, unique.lua and gates.lua.
 
 local function refusal(progress)
   -- returns: why this caller takes nothing now, as the script's answer; or nil
   --   progress  the mark that the leader leaves each time, and a standby looks at
-  if tonumber(redis.call('HGET', mark, 'epoch') or 0) ~= epoch then
+  local known = redis.call('HMGET', mark, 'epoch', 'unready')
+  if tonumber(known[1] or 0) ~= epoch or known[2] then
+    -- another history, or one that was not compared with SQL yet
     return { 'EPOCH', text(now) }
   end
   if latest_ms > 0 and now > latest_ms then
@@ -23,10 +25,16 @@ local function next_due(from)
   return head[2] or '-1'
 end
 
-local function due_entries(from, before, limit)
-  -- returns: the first entries due by then, with their records
-  local due = redis.call('ZRANGE', from, '-inf', text(before), 'BYSCORE', 'LIMIT', 0, limit,
-    'WITHSCORES')
+local function due_entries(from, before, limit, skip)
+  -- returns: the first entries due by then but for so many, with their records; skip < 0: the last
+  local due
+  if skip < 0 then
+    due = redis.call('ZRANGE', from, text(before), '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, limit,
+      'WITHSCORES')
+  else
+    due = redis.call('ZRANGE', from, '-inf', text(before), 'BYSCORE', 'LIMIT', skip, limit,
+      'WITHSCORES')
+  end
   -- Large records end the batch early: Redis serves nobody else meanwhile.
   local MOST_BYTES, TOGETHER = 8 * 1024 * 1024, 50
   local found, bytes = {}, 0
@@ -83,19 +91,16 @@ local function shape_of_fit(entry)
   end
 end
 
-local letters = {}
-for letter in string.gmatch('ABCDEFGHIJKLMNOPQRSTUVWXYZ', '%u') do
-  letters[#letters + 1] = letter
-end
+-- stands behind the eta in our header: one more member of it, or nothing
+local dispatch = ''
 local function message_of(entry, shape, epoch)
   -- returns: the text of its envelope; nil for an entry that is bad
-  local values = { i = entry.id, r = entry.run, d = text(entry.due), n = text(epoch), ['$'] = '' }
-  local slot = 0
-  for value in string.gmatch(entry.payload, '\n([^\n]*)') do
-    slot = slot + 1
-    values[letters[slot] or slot] = value
+  entry.tag = text(epoch)
+  if entry.may_be_out then
+    -- take_off.lua knows by the delivery tag that this push may not be the first
+    entry.tag = entry.tag .. '.again'
   end
-  local message = fill(shape, values)
+  local message = text_of(entry, shape, entry.tag, dispatch)
   if not message then
     park(entry, 'its values do not fit its template')
   end
@@ -115,11 +120,12 @@ local function leave(entry)
     marks[#marks + 1] = entry.version
   end
 end
-local function release(entry)
+local function release(entry, is_handed_off)
   -- for one that is neither live nor claimed nor parked any more
   ended[#ended + 1] = entry.id
+  leave_key(entry.id, entry.run, text(entry.due), entry.payload, is_handed_off)
   local id = entry.template or template_of(entry.payload)
-  if string.sub(id, 1, 1) ~= '=' then
+  if string.sub(id, 1, 1) ~= '=' and not entry.is_watched then
     uses[id] = (uses[id] or 0) + 1
   end
 end
@@ -141,6 +147,7 @@ local function finish()
     redis.call('ZADD', blocked, text(entry.due), entry.id)
     failure = entry.why
   end
+  finish_gates()
   if #leaving > 0 then
     redis.call('HDEL', entries, unpack(leaving))
   end

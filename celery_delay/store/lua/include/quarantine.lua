@@ -5,11 +5,11 @@
 -- Expects the locals: quarantine, attempts, and those of records.lua.
 
 local function read_parked(id)
-  -- returns: eta, record, silent attempts; or nil
+  -- returns: eta, record, silent attempts, why; or nil
   local parked = redis.call('HGET', quarantine, id)
   if parked then
-    local _, eta, record, silent = unpack(cjson.decode(parked))
-    return eta, record, tonumber(silent or 0)
+    local why, eta, record, silent = unpack(cjson.decode(parked))
+    return eta, record, tonumber(silent or 0), why
   end
 end
 

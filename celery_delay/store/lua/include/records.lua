@@ -2,6 +2,8 @@
 -- Expects the locals: templates, template_uses.
 
 local CODEC = '1'
+-- the byte of "~", with which the line of a payload begins that has the labels
+local LABELLED = 126
 
 local function read_head(record)
   -- returns: codec, digest, run, version, deadline, expires, payload; or nil
@@ -20,6 +22,13 @@ local function is_published(payload)
   -- whether a beat publishes the message, because no move reaches its queue
   local template = template_of(payload)
   return string.sub(template, 1, 1) == 'p' or string.match(template, '^=[^\2]*\2%-') ~= nil
+end
+
+local function labels_of(payload)
+  -- returns: what the caller wrote on the entry, as JSON; or nil
+  -- a plain search: a pattern would take its time with a body of a megabyte
+  local before = string.find(payload, '\n~', 1, true)
+  return before and string.sub(payload, before + 2)
 end
 
 local function is_whole(payload, digest)

@@ -7,6 +7,7 @@
 --   c/<task id>         cancelled: = "F" (an entry was found) or "N" (none was), " ",
 --                       and the highest run that is refused
 --   r/<task id>/<run>   refused: this run came after its cancellation; journalled once
+--   k/<task id>/<run>   taken off its queue: = run
 --   o/<operation>       what was answered to a change of entries, for its repeats
 
 local standing -- the hashes whose marks still count; asked for once per call

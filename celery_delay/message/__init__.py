@@ -1,0 +1,1 @@
+"""From a message that Celery built to the entry that is stored, and its parts."""

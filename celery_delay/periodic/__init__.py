@@ -1,0 +1,1 @@
+"""Periodic schedules: when they fire, what they send, and how they are seen and changed."""

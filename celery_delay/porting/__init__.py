@@ -1,0 +1,1 @@
+"""Out of one store, as lines of JSON, and into another."""

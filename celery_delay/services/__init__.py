@@ -1,0 +1,1 @@
+"""What beats do again and again: one ``run_once`` each.  They know only ports."""

@@ -1,0 +1,1 @@
+"""What others' tools see of us beside metrics: log lines in their format, spans, links."""

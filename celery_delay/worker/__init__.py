@@ -1,0 +1,1 @@
+"""What happens in workers: tasks journalled, revokes obeyed, keys given back."""

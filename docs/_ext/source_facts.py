@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 _LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
@@ -47,6 +48,7 @@ def modules(package: Path) -> Iterator[tuple[str, ast.Module]]:
         yield name, ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache  # each event's own directive asks, and the answer takes all of the source
 def log_events(package: Path) -> dict[str, LogEvent]:
     """Every ``extra={"event": …}`` of a log call, by name."""
     found: dict[str, LogEvent] = {}

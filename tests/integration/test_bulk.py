@@ -170,6 +170,7 @@ def test_chunks_come_one_by_one_and_an_endless_source_may_be_left(app: Celery) -
     assert app.delayed.count() == 30
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_calls(app: Celery) -> None:
     app.note.apply_delayed_many([(1,)] * 600, countdown=HOUR)  # what is made once
 

@@ -225,6 +225,7 @@ def test_an_entry_that_moves_between_two_looks_is_judged(
     assert old.delayed.check_entries().fitting == 1
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_entries(old: Celery) -> None:
     def peak() -> int:
         gc.collect()

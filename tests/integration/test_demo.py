@@ -86,6 +86,7 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         run.process.wait()
 
 
+@pytest.mark.long  # CI runs the demo itself, with both
 @pytest.mark.parametrize(("kind", "chosen"), [(REDIS, ""), (REDIS_62, "embedded")])
 def test_every_effect_happens_once_though_the_leader_is_killed(
     demo: Callable[..., Run], redis_servers: RedisServers, kind: str, chosen: str
@@ -170,7 +171,11 @@ def test_a_server_that_is_not_there_is_named(
 @pytest.mark.parametrize(
     ("sabotage", "fault"),
     [
-        ("no-beats", "order 1 cancelled: happened 0 times instead of once"),
+        pytest.param(
+            "no-beats",
+            "order 1 cancelled: happened 0 times instead of once",
+            marks=pytest.mark.long,
+        ),
         ("twice", "coupon SAVE10 expires soon: happened 2 times instead of once"),
     ],
 )
@@ -189,9 +194,9 @@ def test_it_can_fail(
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        ("come up", signal.SIGTERM),
+        pytest.param("come up", signal.SIGTERM, marks=pytest.mark.long),
         ("the shop opens", signal.SIGINT),
-        ("kill -9", signal.SIGTERM),
+        pytest.param("kill -9", signal.SIGTERM, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_at_any_moment_leaves_nothing(

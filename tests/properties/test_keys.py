@@ -275,7 +275,7 @@ def test_keys_are_held_and_freed_as_told(machine: type[KeyMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None,
+            max_examples=40, stateful_step_count=40, deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip

@@ -254,7 +254,7 @@ def the_full_way() -> Iterator[None]:
 
 
 @settings(
-    max_examples=300,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     database=None,

@@ -79,7 +79,7 @@ def kept(stored: StoredEntry) -> dict[str, Any]:
 
 
 common = settings(
-    max_examples=100,
+    max_examples=60,
     # an example is a call in two processes: to shrink one takes minutes
     phases=[Phase.explicit, Phase.generate],
     deadline=None,

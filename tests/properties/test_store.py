@@ -852,7 +852,7 @@ def test_the_store_does_what_the_model_does(redis_server: EmbeddedRedis) -> None
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=50,
+                max_examples=30,
                 database=None,
                 stateful_step_count=40,
                 deadline=None,

@@ -102,6 +102,13 @@ class Capturing:
         def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             call, collected = options.pop(OPTION, None), collection()
             headers = dict(message[0])
+            if hasattr(options.get("session"), "execute"):
+                # kombu would take it for a property of the message, and fail to write it down
+                raise TypeError(
+                    "session= is an argument of apply_delayed, also for a task that is due now"
+                    " (countdown=0); apply_async, delay() and the options of a signature cannot"
+                    " join a transaction"
+                )
             if "id" not in headers:  # task_protocol = 1
                 if call is not None or collected is not None:
                     raise InvalidSetting("a delayed task needs task_protocol = 2")

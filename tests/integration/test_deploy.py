@@ -72,7 +72,10 @@ class Deployed:
     def check(self, service: str, environment: dict[str, str], port: int = 0) -> bool:
         """Whether the health check of a service succeeds, as compose would run it."""
         kind, *words = SERVICES[service]["healthcheck"]["test"]
-        words = [re.sub(r":9540\b", f":{port}", one).replace("$$", "$") for one in words]
+        words = [
+            re.sub(r"127\.0\.0\.1:\d+\b", f"127.0.0.1:{port}", one).replace("$$", "$")
+            for one in words
+        ]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         given = {**self.procs.env, **environment, "PATH": path, "HOSTNAME": socket.gethostname()}
         command: Any = words[0] if kind == "CMD-SHELL" else words
@@ -113,6 +116,8 @@ def test_the_deployment_works_as_it_is_written(
         assert shop.check("beat", {}, ports[name])
         assert not shop.check("beat", {}, free_port()), "this check proves nothing"
     wait_until(lambda: answers(probe_of("flower", "readinessProbe"), ports["flower"]), 40, "Flower")
+    assert shop.check("flower", {}, ports["flower"])
+    assert not shop.check("flower", {}, free_port())
     wait_until(lambda: shop.check("worker", shop.environment("worker")), 40, "the worker's check")
     [container] = [
         one["spec"]["template"]["spec"]["containers"][0]

@@ -164,6 +164,10 @@ def test_another_database_is_refused_and_the_transaction_goes_on(
         later.apply_delayed(countdown=60, unique_key="k", session=session)
     with pytest.raises(TypeError, match="must be SQLAlchemy's"):
         later.apply_delayed(countdown=60, session=object())
+    with Session(engine) as session:
+        for call in (later.apply_async, later.s().set(session=session).apply_async):
+            with pytest.raises(TypeError, match="is an argument of apply_delayed"):
+                call(session=session)
     off = make_app("redis://127.0.0.1:1/0", delay_audit="off")
 
     @off.task(shared=False)

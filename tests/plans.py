@@ -45,12 +45,12 @@ class Plan(NamedTuple):
 
 
 @contextmanager
-def recorded(database: Database) -> Iterator[list[Statement]]:
-    """The statements on our tables that are sent within the block."""
+def recorded(database: Database, tables: re.Pattern[str] = _OURS) -> Iterator[list[Statement]]:
+    """The statements on *tables* that are sent within the block."""
     found: list[Statement] = []
 
     def sent(_c: Any, _cursor: Any, statement: str, parameters: Any, _x: Any, many: bool) -> None:
-        if _OURS.search(statement):
+        if tables.search(statement):
             found.append(Statement(statement, parameters[0] if many else parameters))
 
     engine = database.engine

@@ -30,13 +30,15 @@ from celery_delay.exceptions import AuditUnavailable, ForeignDatabase
 from celery_delay.services.outcomes import Outcomes
 from celery_delay.services.setback import SetBack
 
-__all__ = ["PAGE", "Auditor"]
+__all__ = ["FIRST_PAGE", "PAGE", "Auditor"]
 
 logger = logging.getLogger(__name__)
 
-#: Journal entries per read.  One entry may hold a thousand events, so this bounds the
-#: memory of a batch, and how long Redis is busy with the answer.
+#: Journal entries per read, at most: it bounds how long Redis is busy with the answer.
 PAGE = 25
+#: And in the first read of a batch; each read after it takes twice as many.  One entry may hold a
+#: thousand events, of 5 kB each while they are written, and what a batch took the beat keeps.
+FIRST_PAGE = 4
 #: From the largest batch that can be set down to a single journal entry.
 MOST_HALVINGS = 14
 
@@ -207,15 +209,16 @@ class Auditor:
         """Journal entries behind what is done, the oldest first."""
         limit = max(1, self._settings.drain_batch >> self._halvings)
         batch: list[tuple[str, list[Event]]] = []
-        after, events = self._done, 0
+        after, events, wanted = self._done, 0, FIRST_PAGE
         while len(batch) < limit and events < limit:
-            wanted = min(PAGE, limit - len(batch))
+            wanted = min(wanted, PAGE, limit - len(batch))
             page = self._store.read_journal(after, wanted)
             batch += page
             events += sum(len(some) for _, some in page)
             if len(page) < wanted:
                 break
             after = page[-1][0]
+            wanted *= 2
         return batch
 
 

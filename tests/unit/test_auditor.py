@@ -13,7 +13,7 @@ from celery_delay.domain.ports import Ending, JournalPosition
 from celery_delay.domain.settings import Settings
 from celery_delay.domain.states import State
 from celery_delay.exceptions import AuditUnavailable, ForeignDatabase, StoreUnavailable
-from celery_delay.services.auditor import PAGE, Auditor
+from celery_delay.services.auditor import FIRST_PAGE, PAGE, Auditor
 from tests.fakes import FakeClock
 
 SETTINGS = Settings(drain_batch=100)
@@ -184,14 +184,15 @@ def test_a_batch_ends_at_its_limit(world: World) -> None:
 
     assert [drain.run_once(1) for _ in range(4)] == [100, 100, 50, 0]
     assert world.told() == [f"{index}" for index in range(250)]
+    assert world.largest_read == PAGE
 
 
 def test_a_batch_of_large_entries_ends_with_the_page_that_fills_it(world: World) -> None:
     for index in range(3 * PAGE):
         world.write(State.SCHEDULED, *(f"{index}/{line}" for line in range(300)))
 
-    assert auditor(world).run_once(1) == PAGE
-    assert world.largest_read == PAGE
+    assert auditor(world).run_once(1) == FIRST_PAGE
+    assert world.largest_read == FIRST_PAGE
 
 
 def test_a_batch_that_sql_does_not_manage_in_time_is_tried_as_a_smaller_one(world: World) -> None:

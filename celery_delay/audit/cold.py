@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, collate, func, or_, select
+from sqlalchemy import ColumnElement, and_, case, collate, func, or_, select, true
 
 from celery_delay.audit.backed import SQLBackedRows
 from celery_delay.audit.database import Database
@@ -16,7 +16,7 @@ from celery_delay.audit.lists import parts
 from celery_delay.audit.merge import fit_id
 from celery_delay.audit.tables import payload
 from celery_delay.domain.backing import COLD, HOT, OVER, BackedRow
-from celery_delay.domain.filters import WAITING
+from celery_delay.domain.filters import LAST_MS, WAITING
 from celery_delay.domain.states import State
 
 __all__ = ["UNCONFIRMED_MOST", "SQLColdRows", "position_id"]
@@ -77,9 +77,10 @@ class SQLColdRows(SQLBackedRows):
 
     def count(self, shard: int, states: Collection[State], after_ms: int, before_ms: int) -> int:
         """How many cold rows there are with ``after_ms <= eta <= before_ms``."""
-        chosen = self._cold(shard, states, func.count()).where(
-            payload.c.eta_ms.between(after_ms, before_ms)
-        )
+        # a bound that bounds nothing would be looked up row by row, in the order of the etas
+        low = after_ms if after_ms > 0 else None
+        high = before_ms + 1 if before_ms < LAST_MS else None
+        chosen = self._cold(shard, states, func.count()).where(_within(payload.c.eta_ms, low, high))
         with self.database.reading() as connection:
             return int(connection.scalar(chosen) or 0)
 
@@ -123,4 +124,4 @@ def _within(column: Any, low: int | None, high: int | None) -> Any:
         conditions.append(column >= low)
     if high is not None:
         conditions.append(column < high)
-    return and_(*conditions) if conditions else column.is_not(None)
+    return and_(true(), *conditions)

@@ -132,6 +132,13 @@ class AuditQueries:
         with self.database.reading() as connection:
             return int(connection.scalar(text(words)))
 
+    def autovacuum(self) -> bool | None:
+        """Whether PostgreSQL tidies its tables by itself; ``None`` for other databases."""
+        if self.database.url.get_backend_name() != "postgresql":
+            return None
+        with self.database.reading() as connection:
+            return str(connection.scalar(text("SHOW autovacuum"))) == "on"
+
     def tasks(
         self,
         *,

@@ -25,6 +25,7 @@ _EXAMINATIONS: tuple[tuple[str, _Examination, bool], ...] = (
     ("shards", store.shards, True),
     ("audit", store.audit, False),
     ("database_clock", clocks.database_clock, False),
+    ("autovacuum", store.autovacuum, False),
     ("broker", broker.broker, False),
     ("path", broker.path, True),
     ("visibility_timeout", broker.visibility, False),

@@ -1,15 +1,16 @@
-"""The shards and the audit: what ``status`` finds, and that nothing was found."""
+"""The shards and the audit: what ``status`` finds, or that there is nothing; the tables' upkeep."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from celery_delay.delayed.findings import Diagnosis, Situation, audit_findings, findings
-from celery_delay.doctor.checks import OK, Check
+from celery_delay.doctor.checks import NOTE, OK, UNCHECKED, Check
 from celery_delay.doctor.visit import Visit
 from celery_delay.domain.spans import span
+from celery_delay.exceptions import DelayError
 
-__all__ = ["audit", "shards"]
+__all__ = ["audit", "autovacuum", "shards"]
 
 #: check → the codes of the findings that belong to it.
 _AREAS = {
@@ -54,6 +55,26 @@ def audit(visit: Visit) -> Iterator[Check]:
     ids = [one.audit_id for one in known.shards] if known is not None else []
     found = list(audit_findings(report, ids))
     yield from _area("audit", found, f"{report.database}, tables current, uuid {report.uuid}")
+
+
+def autovacuum(visit: Visit) -> Iterator[Check]:
+    """Nothing of ours removes what PostgreSQL's rows leave behind, or counts them for its plans."""
+    if not visit.delayed.settings.has_database:
+        return
+    try:
+        is_on = visit.delayed.audit_queries().autovacuum()
+    except DelayError as exc:
+        yield Check("autovacuum", UNCHECKED, f"the audit database cannot be asked: {exc}")
+        return
+    if is_on:
+        yield Check("autovacuum", OK, "PostgreSQL tidies its tables by itself")
+    elif is_on is not None:
+        yield Check(
+            "autovacuum", NOTE,
+            "autovacuum is off in PostgreSQL: the audit's tables keep all their dead rows, and"
+            " without statistics counts and lists of millions of tasks take seconds",
+            "set autovacuum = on, or let a job run VACUUM ANALYZE on the celery_delay tables",
+        )  # fmt: skip
 
 
 def _area(area: str, found: list[Diagnosis], fine: str) -> Iterator[Check]:

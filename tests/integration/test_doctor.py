@@ -14,6 +14,7 @@ import redis
 from celery import Celery
 from click.testing import CliRunner
 
+from celery_delay.audit.queries import AuditQueries
 from celery_delay.cli import delay
 from celery_delay.doctor.checks import NOTE, OK, PROBLEM, UNCHECKED, Check
 from tests.projects import hand_off, make_app
@@ -338,6 +339,20 @@ def test_the_database_s_clock_is_compared(make: Make, redis_url: str, sql_url: s
 
         assert right.result == OK
         assert wrong.result == (OK if sql_url.startswith("sqlite") else PROBLEM)
+
+
+@pytest.mark.parametrize("sql_url", ["postgresql"], indirect=True)
+def test_a_postgresql_that_does_not_tidy_its_tables_is_noted(
+    make: Make, redis_url: str, sql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with migrated(sql_url) as database:
+        with database.reading() as connection:
+            is_on = connection.exec_driver_sql("SHOW autovacuum").scalar() == "on"
+        app = make(redis_url, delay_database_url=sql_url)
+
+        assert only(looked_at(app), "autovacuum").result == (OK if is_on else NOTE)
+        monkeypatch.setattr(AuditQueries, "autovacuum", lambda _: not is_on)
+        assert only(looked_at(app), "autovacuum").result == (NOTE if is_on else OK)
 
 
 # --- who leads ---------------------------------------------------------------------------

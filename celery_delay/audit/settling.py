@@ -14,16 +14,18 @@ from sqlalchemy import Connection, and_, bindparam, select, update
 from celery_delay.audit.lists import parts
 from celery_delay.audit.merge import Row, fit_id
 from celery_delay.audit.tables import payload
-from celery_delay.domain.backing import HOT, OVER, forget_at
+from celery_delay.domain.backing import COLD, HOT, OVER, forget_at
 from celery_delay.domain.events import Event
 from celery_delay.domain.states import State
 
 __all__ = ["settle"]
 
 _STATES = {one.value: one for one in State}
-_NAMES = ("version", "seen", "state", "tier", "eta_ms", "look_ms", "record")
+# what a task carries is never read here, and goes when the task is over
+_NAMES = ("version", "seen", "state", "tier", "eta_ms", "look_ms")
 _KEY = and_(payload.c.task_id == bindparam("key_task_id"), payload.c.run == bindparam("key_run"))
 _UPDATE = update(payload).where(_KEY).values({one: bindparam(f"new_{one}") for one in _NAMES})
+_END = _UPDATE.values(record=b"")
 
 
 def settle(connection: Connection, events: Sequence[Event]) -> None:
@@ -38,17 +40,14 @@ def settle(connection: Connection, events: Sequence[Event]) -> None:
         ordered = chosen.order_by(payload.c.task_id, payload.c.run).with_for_update()
         for one in connection.execute(ordered):
             rows[one.task_id, one.run] = dict(one._mapping)
-    changed = dict.fromkeys(_told(rows, events))
-    given: list[dict[str, Any]] = [
-        {
-            "key_task_id": key[0],
-            "key_run": key[1],
-            **{f"new_{name}": rows[key][name] for name in _NAMES},
-        }
-        for key in sorted(changed)
-    ]
-    if given:
-        connection.execute(_UPDATE, given)
+    given: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for key in sorted(set(_told(rows, events))):
+        row = rows[key]
+        new = {f"new_{name}": row[name] for name in _NAMES}
+        given[row["tier"] == OVER].append({"key_task_id": key[0], "key_run": key[1], **new})
+    for is_over, statement in ((False, _UPDATE), (True, _END)):
+        if given[is_over]:
+            connection.execute(statement, given[is_over])
 
 
 def _told(rows: dict[tuple[str, int], Row], events: Iterable[Event]) -> Iterator[tuple[str, int]]:
@@ -64,12 +63,14 @@ def _told(rows: dict[tuple[str, int], Row], events: Iterable[Event]) -> Iterator
             continue  # of what SQL has changed, or taken back, since
         else:
             look = forget_at(event.at_ms)
-            row.update(state=state.value, tier=OVER, record=b"", look_ms=look)
+            row.update(state=state.value, tier=OVER, look_ms=look)
             yield key
 
 
 def _here(key: tuple[str, int], row: Row, state: State, event: Event) -> Iterator[tuple[str, int]]:
-    """Redis has this version, or had it at that moment."""
+    """Redis has this version, or had it at that moment; or it is SQL's own, of a cold row."""
+    if row["tier"] == COLD and event.version == row["version"]:
+        return
     if event.version > row["version"]:
         # what Redis has decided by itself: a unique key's holder was extended, say
         row["version"] = event.version

@@ -1033,3 +1033,19 @@ def test_in_a_history_that_was_not_compared_nothing_is_settled(both: Both) -> No
     SetBack(0, both.store, log, rows, both.store._settings).settle(both.bench.now + 99_000)
     both.beat()
     assert list(both.live()) == ["waits"]
+
+
+def test_what_the_audit_hears_of_a_cold_task_says_nothing_of_redis(
+    make: Callable[..., Bench], sqlite: str
+) -> None:
+    # Given a task of which the journal tells that is not in Redis
+    with migrated(sqlite) as database:
+        both = made_ready(Both(make(audit="sync", hot_window=60), database))
+        both.new(delay_ms=3_600_000)
+        before = both.row()
+        assert (before.tier, before.seen) == (COLD, 0)
+
+        both.drain()
+
+        assert both.row() == before
+        assert both.row().record

@@ -263,6 +263,22 @@ def test_a_history_is_compared_once_more(both: Both) -> None:
     assert both.store.compared() == (epoch, True)
 
 
+def test_every_comparison_begins_with_the_first_row(both: Both) -> None:
+    both.new()
+    for _ in range(2):
+        # Given a Redis that has lost the task
+        both.bench.raw.zrem(both.bench.keys.schedule, "a")
+        both.bench.raw.hdel(both.bench.keys.entries, "a")
+        assert both.live() == {}
+
+        # When the same leader is asked to compare
+        assert both.store.compare_again(both.epoch)
+        both.beat()
+
+        # Then it is there again, each time
+        assert list(both.live()) == ["a"]
+
+
 @answers("ready", "OK", "EPOCH")
 def test_ready_gate(both: Both) -> None:
     both.new(delay_ms=0)

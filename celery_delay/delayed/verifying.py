@@ -120,19 +120,24 @@ class Verifying(Parts):
         """
         self._comparable()
         epochs = [(one, _epoch_of(one)) for one in self.shards]
+        until = self.clock.monotonic() + timeout
+
+        def await_leader() -> None:
+            while not all(store.compared() == (epoch, True) for store, epoch in epochs):
+                if self.clock.monotonic() > until:
+                    raise StoreUnavailable(
+                        f"the leader has not compared Redis with SQL within {timeout:g} s;"
+                        " see `celery -A proj delay leader`"
+                    )
+                if progress is not None:
+                    progress(sum(one.sizes()["pending"] for one in self.shards))
+                self.clock.sleep(_LOOK)
+
+        await_leader()  # a comparison that is under way does not come back to what it has passed
         for store, epoch in epochs:
             if not store.compare_again(epoch):
                 raise StoreUnavailable("Redis was replaced meanwhile, and is compared anyway")
-        until = self.clock.monotonic() + timeout
-        while not all(store.compared() == (epoch, True) for store, epoch in epochs):
-            if self.clock.monotonic() > until:
-                raise StoreUnavailable(
-                    f"the leader has not compared Redis with SQL within {timeout:g} s;"
-                    " see `celery -A proj delay leader`"
-                )
-            if progress is not None:
-                progress(sum(one.sizes()["pending"] for one in self.shards))
-            self.clock.sleep(_LOOK)
+        await_leader()
 
     # -- comparing ----------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from celery_delay.services.handoff import Handoff
 from celery_delay.store.lease import RedisLease
 from celery_delay.store.redis import RedisStore
 
-__all__ = ["hand_off", "make_app", "messages", "publish"]
+__all__ = ["close", "hand_off", "make_app", "messages", "publish"]
 
 
 def make_app(url: str, **conf: Any) -> Celery:
@@ -23,6 +23,16 @@ def make_app(url: str, **conf: Any) -> Celery:
     app.conf.update(conf)
     CeleryDelay(app)
     return app
+
+
+def close(app: Celery) -> None:
+    """Close *app* and what it has connected to."""
+    made = vars(app.delayed)
+    for shard in made.get("shards", ()):
+        shard.close()
+    if "audit_log" in made:
+        made["audit_log"].close()
+    app.close()
 
 
 def hand_off(app: Celery, until: Any = None) -> int:

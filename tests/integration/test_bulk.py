@@ -24,7 +24,7 @@ from celery_delay.calling.calls import DelayedCall
 from celery_delay.calling.eager import EagerDelayedResult
 from celery_delay.cli import delay
 from celery_delay.exceptions import AlreadyScheduled, OutcomeUnknown, StoreUnavailable
-from tests.projects import make_app, messages
+from tests.projects import close, make_app, messages
 
 HOUR = 3600
 
@@ -45,9 +45,7 @@ def new_app(redis_url: str) -> Iterator[Callable[..., Celery]]:
 
     yield make
     for app in made:
-        for shard in vars(app.delayed).get("shards", ()):
-            shard.close()
-        app.close()
+        close(app)
 
 
 @pytest.fixture

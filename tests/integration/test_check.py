@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from celery_delay.cli import delay
 from celery_delay.exceptions import StoreUnavailable
 from celery_delay.store.scanning import PAGE
-from tests.projects import make_app
+from tests.projects import close, make_app
 
 HOUR = 3600
 
@@ -42,9 +42,7 @@ def new_app(redis_url: str) -> Iterator[Callable[..., Celery]]:
 
     yield make
     for app in made:
-        for shard in vars(app.delayed).get("shards", ()):
-            shard.close()
-        app.close()
+        close(app)
 
 
 @pytest.fixture

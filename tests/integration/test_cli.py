@@ -26,7 +26,7 @@ from celery_delay.domain.ports import Transition
 from celery_delay.domain.states import State
 from celery_delay.services.auditor import Auditor
 from tests.processes import ProcessHarness
-from tests.projects import hand_off, make_app
+from tests.projects import close, hand_off, make_app
 
 HOUR = 3600
 
@@ -47,14 +47,6 @@ def audited_app(url: str, database: Path, **conf: Any) -> Celery:
     app.task(nothing, shared=False, name="shop.pay")
     app.task(nothing, shared=False, name="shop.remind")
     return app
-
-
-def close(app: Celery) -> None:
-    for shard in vars(app.delayed).get("shards", ()):  # if it was ever reached
-        shard.close()
-    if app.delayed.settings.database_url is not None:
-        app.delayed.audit_log.close()
-    app.close()
 
 
 @pytest.fixture

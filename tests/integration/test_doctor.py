@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from celery_delay.audit.queries import AuditQueries
 from celery_delay.cli import delay
 from celery_delay.doctor.checks import NOTE, OK, PROBLEM, UNCHECKED, Check
-from tests.projects import hand_off, make_app
+from tests.projects import close, hand_off, make_app
 from tests.sql import migrated
 
 PROJECT = Path(__file__).parent / "project"
@@ -46,11 +46,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     yield build
     for app in made:
-        for shard in vars(app.delayed).get("shards", ()):
-            shard.close()
-        if "audit_log" in vars(app.delayed):
-            app.delayed.audit_log.close()
-        app.close()
+        close(app)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from celery_delay.domain.ports import Transition
 from celery_delay.domain.states import State
 from celery_delay.exceptions import InvalidSetting, StoreUnavailable
 from celery_delay.services.auditor import Auditor
-from tests.projects import hand_off, make_app
+from tests.projects import close, hand_off, make_app
 
 HOUR = 3_600
 #: 2030-01-31T09:30:00Z, long after any clock that runs here.
@@ -36,14 +36,6 @@ def made(url: str, **conf: Any) -> Celery:
     app = make_app(url, **conf)
     app.task(nothing, name="ledger.pay", shared=False)
     return app
-
-
-def close(app: Celery) -> None:
-    for shard in vars(app.delayed).get("shards", ()):
-        shard.close()
-    if app.delayed.settings.has_database:
-        app.delayed.audit_log.close()
-    app.close()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from celery_delay.exceptions import UniqueConflict
 from celery_delay.store.keys import shard_of
 from tests.integration.running import Running, projects
 from tests.processes import ProcessHarness, wait_until
-from tests.projects import hand_off, make_app, messages, publish
+from tests.projects import close, hand_off, make_app, messages, publish
 from tests.shards import park
 
 HOUR = 3600
@@ -46,9 +46,7 @@ def new_app(redis_url: str) -> Iterator[Callable[..., Celery]]:
 
     yield make
     for app in made:
-        for shard in vars(app.delayed).get("shards", ()):
-            shard.close()
-        app.close()
+        close(app)
 
 
 @pytest.fixture

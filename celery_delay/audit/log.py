@@ -162,9 +162,7 @@ def _take(
     rows = _unseen(connection, expected.shard, events)
     if rows:
         insert_rows(connection, event, map(event_row, rows))
-        entries, tasks = fold(rows, _known_runs(connection, rows))
-        merge_rows(connection, entry, entries)
-        merge_rows(connection, task, tasks)
+        _fold(connection, rows)
         if labelled := tags(rows):
             insert_absent(connection, tag, *labelled)
         settle(connection, rows)
@@ -214,6 +212,13 @@ def _unseen(connection: Connection, shard: int, events: Sequence[Event]) -> list
         for key in there:
             keyed.pop(tuple(key), None)
     return list(keyed.values())
+
+
+def _fold(connection: Connection, events: Sequence[Event]) -> None:
+    """Bring entries and tasks to what *events* say; the memory for it is free again after it."""
+    entries, tasks = fold(events, _known_runs(connection, events))
+    merge_rows(connection, entry, entries)
+    merge_rows(connection, task, tasks)
 
 
 def _known_runs(connection: Connection, events: Iterable[Event]) -> dict[str, int]:

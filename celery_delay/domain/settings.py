@@ -277,7 +277,8 @@ class Settings(Derived):
     drain_batch: int = _setting(
         1_000,
         checks.count(1, 10_000),
-        """How many journal entries one SQL transaction takes at most.""",
+        """How many events of the journal one SQL transaction takes.  Those that were journalled
+        together, up to a thousand, stay together: with the last of them it takes more.""",
     )
     remote_control: bool = _setting(
         True,

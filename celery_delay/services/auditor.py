@@ -30,16 +30,11 @@ from celery_delay.exceptions import AuditUnavailable, ForeignDatabase
 from celery_delay.services.outcomes import Outcomes
 from celery_delay.services.setback import SetBack
 
-__all__ = ["FIRST_PAGE", "PAGE", "Auditor"]
+__all__ = ["Auditor"]
 
 logger = logging.getLogger(__name__)
 
-#: Journal entries per read, at most: it bounds how long Redis is busy with the answer.
-PAGE = 25
-#: And in the first read of a batch; each read after it takes twice as many.  One entry may hold a
-#: thousand events, of 5 kB each while they are written, and what a batch took the beat keeps.
-FIRST_PAGE = 4
-#: From the largest batch that can be set down to a single journal entry.
+#: From the largest batch that can be set down to a single event.
 MOST_HALVINGS = 14
 
 
@@ -110,8 +105,8 @@ class Auditor:
     def run_once(self, term: int) -> int:
         """Drain one batch as the leader of *term*.
 
-        A batch ends at ``delay_drain_batch`` journal entries, or with the page that brings
-        as many events.  After a failure of SQL the next is half as large, and they grow back.
+        A batch ends with the journal entry that brings ``delay_drain_batch`` events.  After a
+        failure of SQL the next is half as large, and they grow back.
         Safe to repeat after any error and any crash.
 
         Returns:
@@ -208,18 +203,7 @@ class Auditor:
     def _read(self) -> list[tuple[str, list[Event]]]:
         """Journal entries behind what is done, the oldest first."""
         limit = max(1, self._settings.drain_batch >> self._halvings)
-        batch: list[tuple[str, list[Event]]] = []
-        after, events, wanted = self._done, 0, FIRST_PAGE
-        while len(batch) < limit and events < limit:
-            wanted = min(wanted, PAGE, limit - len(batch))
-            page = self._store.read_journal(after, wanted)
-            batch += page
-            events += sum(len(some) for _, some in page)
-            if len(page) < wanted:
-                break
-            after = page[-1][0]
-            wanted *= 2
-        return batch
+        return self._store.read_journal(self._done, limit)
 
 
 def _is_behind(one: str, other: str) -> bool:

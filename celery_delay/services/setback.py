@@ -26,8 +26,8 @@ __all__ = ["PAGE", "SetBack"]
 
 logger = logging.getLogger(__name__)
 
-#: Entries looked for in one step, and journal entries read in one.
-PAGE, _EVENTS = 2_000, 25
+#: Entries looked for in one step.
+PAGE = 2_000
 _WHY = {"why": "the audit database was set back"}
 
 
@@ -132,7 +132,7 @@ class SetBack:
         """The hashes of all entries that the journal tells of: a few ten bytes each."""
         found: set[int] = set()
         after = "0"
-        while page := self._store.read_journal(after, _EVENTS):
+        while page := self._store.read_journal(after):
             found.update(hash(one.entry_id) for _, events in page for one in events)
             after = page[-1][0]
         return found

@@ -31,8 +31,6 @@ from celery_delay.store.shard import REPEAT_AFTER
 __all__ = ["Backed"]
 
 _EPOCH, _LATE, _BUSY = b"EPOCH", b"LATE", b"BUSY"
-#: Journal entries per read, when one entry is looked for in all of it.
-_PAGE = 100
 
 
 class Backed(Additions, Scanning, Journal):
@@ -201,13 +199,11 @@ class Backed(Additions, Scanning, Journal):
         """See the port."""
         states: set[str] = set()
         after = "0"
-        while True:
-            page = self.read_journal(after, _PAGE)
+        while page := self.read_journal(after):
             for _, events in page:
                 states.update(one.state for one in events if one.entry_id == entry_id)
-            if len(page) < _PAGE:
-                return states
             after = page[-1][0]
+        return states
 
     def live(self) -> Iterator[list[tuple[EntryId, int]]]:
         """See the port."""

@@ -18,8 +18,6 @@ __all__ = ["STRETCH", "Digesting", "Line", "Stretch", "digest"]
 
 #: Entries of one stretch.
 STRETCH = 1_000
-#: Journal entries of one read.
-_EVENTS = 100
 
 
 class Line(NamedTuple):
@@ -75,10 +73,8 @@ class Digesting(Paging, Journal):
         """Those of *entry_ids* that the journal tells of, in one pass over what is left of it."""
         wanted, found = set(entry_ids), set()
         after = "0"
-        while True:
-            page = self.read_journal(after, _EVENTS)
+        while page := self.read_journal(after):
             for _, events in page:
                 found |= {one.entry_id for one in events if one.entry_id in wanted}
-            if len(page) < _EVENTS:
-                return found
             after = page[-1][0]
+        return found

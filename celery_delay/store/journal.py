@@ -13,8 +13,12 @@ from celery_delay.exceptions import StoreUnavailable
 from celery_delay.store.connection import AnswerLost
 from celery_delay.store.shard import Shard
 
-__all__ = ["Journal"]
+__all__ = ["EVENTS", "PAGE", "Journal"]
 
+#: What is in memory at once of who looks through all of it, with the last entry of a thousand.
+EVENTS = 1_000
+#: Entries in one answer of Redis, at most: it bounds for how long Redis is busy with it.
+PAGE = 25
 #: Before a state: it is not journalled; the broker keeps the message.  See ``report.lua``.
 UNSAID, KEPT = "!", "+"
 
@@ -64,23 +68,38 @@ class Journal(Shard):
         except (AnswerLost, ResponseError) as exc:
             raise StoreUnavailable(f"the journal may miss a transition: {exc}") from exc
 
-    def read_journal(self, after: str, limit: int) -> list[tuple[str, list[Event]]]:
-        """Journal entries behind the stream id *after* ("0" for all), at most *limit*.
+    def read_journal(self, after: str, limit: int = EVENTS) -> list[tuple[str, list[Event]]]:
+        """Journal entries behind the stream id *after* ("0" for all), with *limit* events in all.
 
+        The entry that brings the last of them comes whole, and more than one event may be in it:
+        a thousand, where many tasks were scheduled together.  Empty: there are none behind it.
         What cannot be read in one comes as events in the state GAP.
         """
-        start = "-" if after == "0" else f"({after}"
-        found = []
-        for stream_id, pairs in self._read("XRANGE", self.keys.journal, start, "+", "COUNT", limit):
-            parts = dict(zip(pairs[::2], pairs[1::2], strict=True))
-            state, epoch, at_ms, text = (
-                parts.get(name, b"").decode(errors="replace") for name in (b"s", b"e", b"t", b"d")
-            )
-            events = decode_lines(
-                self.keys.shard, _number(epoch), stream_id.decode(), state, _number(at_ms), text
-            )
-            found.append((stream_id.decode(), events))
+        found: list[tuple[str, list[Event]]] = []
+        events, wanted = 0, 1
+        while events < limit:
+            page = self._read(
+                "XRANGE", self.keys.journal, "-" if after == "0" else f"({after}", "+",
+                "COUNT", wanted,
+            )  # fmt: skip
+            for stream_id, pairs in page:
+                after = stream_id.decode()
+                found.append((after, self._events(after, pairs)))
+                events += len(found[-1][1])
+                if events >= limit:
+                    break
+            if len(page) < wanted:
+                break
+            # what is behind the limit was read in vain: at most as much as before it
+            wanted = min(2 * wanted, PAGE)
         return found
+
+    def _events(self, stream_id: str, pairs: Sequence[bytes]) -> list[Event]:
+        parts = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        state, epoch, at_ms, text = (
+            parts.get(name, b"").decode(errors="replace") for name in (b"s", b"e", b"t", b"d")
+        )
+        return decode_lines(self.keys.shard, _number(epoch), stream_id, state, _number(at_ms), text)
 
     def trim_journal(self, position: JournalPosition, *, term: int) -> int:
         """Forget the journal up to and including *position*, which SQL has committed."""

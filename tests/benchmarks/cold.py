@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 from celery_delay import CeleryDelay
 from celery_delay.calling.calls import DelayedCall
 from celery_delay.domain.clock import from_ms
-from tests.benchmarks.resident import resident_mb
+from tests.benchmarks.resident import alone, resident_mib
 from tests.processes import wait_until
 from tests.sql import administrator, run_sql
 
@@ -55,7 +55,7 @@ def cold(bench: Bench) -> dict[str, float]:
         for run in ("without", "with"):
             ledger = bench.folder / f"cold-{run}"
             with bench.processes(BENCH_LEDGER=str(ledger), **environment) as processes:
-                beat = processes.beat()
+                beat = alone(processes)
                 processes.worker(concurrency=1, queues="ours")
                 if run == "with":
                     begun, spent = time.perf_counter(), time.process_time()
@@ -70,7 +70,7 @@ def cold(bench: Bench) -> dict[str, float]:
                     figures["redis_mb"] = (used - base) / 1e6
                 _call(note, due, 4.0 if bench.quick else 10.0)
                 wait_until(lambda: _lines(ledger) >= due, timeout=90, what="all to run")  # noqa: B023
-                figures[f"{run}_beat_mb"] = resident_mb(beat.pid)
+                figures[f"{run}_beat_mib"] = resident_mib(beat.pid)
             late = sorted(float(line.split()[0]) * 1000 for line in ledger.open())
             for percent in (50, 95, 99):
                 at = min(len(late) - 1, len(late) * percent // 100)

@@ -1,14 +1,16 @@
 """What a beat takes of memory, with each database that is there, beside Celery's own beat.
 
-Both import all that the environment's plugins of the ``celery`` command bring (Flower's web
-server, for one), so an environment with no more than a beat needs gives the figures that count.
+Started by the ``celery`` command, both import all that the environment's plugins of it bring
+(Flower's web server, for one); started alone, ours does not.  OpenTelemetry and the like are
+imported where they are installed, so an environment with no more than a beat needs gives the
+figures that count.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,45 +22,60 @@ from tests.sql import administrator, run_sql
 
 if TYPE_CHECKING:
     from tests.benchmarks.measure import Bench
+    from tests.processes import CeleryProcess, ProcessHarness
 
-__all__ = ["resident", "resident_mb"]
+__all__ = ["alone", "resident", "resident_mib"]
 
 #: Seconds until all threads of a beat have done all that they do.
 _SETTLED = 20.0
 
 
 def resident(bench: Bench) -> dict[str, float]:
-    """Resident megabytes, in the beats' own processes."""
-    figures = {"stock_mb": _measured(bench, "bench_app:stock", "celery.beat:PersistentScheduler")}
-    ours = ("bench_app:app", "celery_delay.Scheduler")
-    figures["without_sql_mb"] = _measured(bench, *ours)
+    """Resident MiB, in the beats' own processes."""
+    figures = {"stock": _measured(bench, _stock)}
+    figures["without_sql"] = _measured(bench, _ours)
+    figures["without_sql_alone"] = _measured(bench, alone)
     for kind, url in _urls(bench):
         with _database(url) as place:
             log = SQLAuditLog(place)
             log.migrate()
             log.database.close()
-            figures[f"{kind}_mb"] = _measured(bench, *ours, BENCH_DATABASE=place)
-            figures[f"{kind}_of_stock"] = figures[f"{kind}_mb"] / figures["stock_mb"]
+            figures[kind] = _measured(bench, _ours, BENCH_DATABASE=place)
+            figures[f"{kind}_alone"] = _measured(bench, alone, BENCH_DATABASE=place)
+            figures[f"{kind}_alone_of_stock"] = figures[f"{kind}_alone"] / figures["stock"]
     return figures
 
 
-def resident_mb(pid: int) -> float:
-    """Of the process, in megabytes."""
+def alone(processes: ProcessHarness) -> CeleryProcess:
+    """A beat that the ``celery`` command did not start."""
+    return processes.python("beat", "-m", "celery_delay", "-A", processes.app, "-l", "info")
+
+
+def _ours(processes: ProcessHarness) -> CeleryProcess:
+    return processes.beat()
+
+
+def _stock(processes: ProcessHarness) -> CeleryProcess:
+    processes.app = "bench_app:stock"
+    return processes.beat(scheduler="celery.beat:PersistentScheduler")
+
+
+def resident_mib(pid: int) -> float:
+    """Of the process, in 1 048 576 bytes, as ``top`` tells it."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1000
+            return int(line.split()[1]) / 1024
     return 0.0
 
 
-def _measured(bench: Bench, app: str, scheduler: str, **env: str) -> float:
+def _measured(bench: Bench, start: Callable[[ProcessHarness], CeleryProcess], **env: str) -> float:
     bench.empty()
     with bench.processes(**env) as processes:
-        processes.app = app
-        beat = processes.beat(scheduler=scheduler)
-        if scheduler == "celery_delay.Scheduler":
+        beat = start(processes)
+        if start is not _stock:
             beat.wait_for_log(r"due tasks go to their queues", timeout=60)
         time.sleep(_SETTLED)
-        return resident_mb(beat.pid)
+        return resident_mib(beat.pid)
 
 
 def _urls(bench: Bench) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from celery_delay.domain.ports import JournalPosition, Leaderless, StaleEpoch, T
 from celery_delay.domain.states import CancelOutcome, State
 from celery_delay.exceptions import AlreadyScheduled, JournalFull, OutcomeUnknown, StoreUnavailable
 from celery_delay.store import additions as additions_module
+from celery_delay.store.journal import PAGE
 from tests.contract.bench import NOW, TOMBSTONE, WINDOW, Bench, answers
 from tests.shards import addition, shape, shard, to_links
 
@@ -934,6 +935,32 @@ def test_what_a_worker_could_not_tell_is_a_gap_before_what_it_tells(bench: Bench
     assert [(one.state, one.data) for one in events] == [
         ("GAP", {"missing": 3}), ("STARTED", {}), ("GAP", {"missing": 2}), ("SUCCEEDED", {}),
     ]  # fmt: skip
+
+
+def test_the_journal_is_read_to_the_entry_that_brings_enough_events(bench: Bench) -> None:
+    for name, size in zip("abcde", (1, 1, 3, 3, 1), strict=True):
+        bench.store.add([addition(f"{name}{number}", 1_000) for number in range(size)])
+    whole = bench.store.read_journal("0", 100)
+    assert [len(events) for _, events in whole] == [1, 1, 3, 3, 1]
+
+    # an entry is never divided, and what the limit cuts off comes with the next reading
+    for limit, sizes in {1: [1], 2: [1, 1], 3: [1, 1, 3], 5: [1, 1, 3], 6: [1, 1, 3, 3]}.items():
+        assert bench.store.read_journal("0", limit) == whole[: len(sizes)]
+    assert bench.store.read_journal(whole[2][0], 2) == whole[3:4]
+    assert bench.store.read_journal(whole[3][0], 2) == whole[4:]
+    assert bench.store.read_journal(whole[4][0], 2) == []
+
+
+def test_a_long_journal_is_read_in_pages_without_a_gap(bench: Bench) -> None:
+    for number in range(3 * PAGE):
+        bench.store.add([addition(f"t{number}", 1_000)])
+
+    read, after = [], "0"
+    while page := bench.store.read_journal(after, 2 * PAGE):
+        read += page
+        after = page[-1][0]
+
+    assert [one.entry_id.task_id for _, [one] in read] == [f"t{n}" for n in range(3 * PAGE)]
 
 
 @answers("trim", "EPOCH", "TERM", "number of entries forgotten")

@@ -13,7 +13,7 @@ from celery_delay.domain.ports import Ending, JournalPosition
 from celery_delay.domain.settings import Settings
 from celery_delay.domain.states import State
 from celery_delay.exceptions import AuditUnavailable, ForeignDatabase, StoreUnavailable
-from celery_delay.services.auditor import FIRST_PAGE, PAGE, Auditor
+from celery_delay.services.auditor import Auditor
 from tests.fakes import FakeClock
 
 SETTINGS = Settings(drain_batch=100)
@@ -38,7 +38,6 @@ class World:
         self.ended: list[EntryId] = []
         self.steps: list[str] = []
         self.fails: dict[str, Exception] = {}
-        self.largest_read = 0
         self._written = 0
         self.forgotten: JournalPosition | None = None
 
@@ -76,8 +75,11 @@ class World:
 
     def read_journal(self, after: str, limit: int) -> list[tuple[str, list[Event]]]:
         self._step("read")
-        found = [one for one in self.entries if number(one[0]) > number(after)][:limit]
-        self.largest_read = max(self.largest_read, len(found))
+        found, events = [], 0
+        for one in self.entries:
+            if number(one[0]) > number(after) and events < limit:
+                found.append(one)
+                events += len(one[1])
         return found
 
     def trim_journal(self, position: JournalPosition, *, term: int) -> int:
@@ -184,15 +186,14 @@ def test_a_batch_ends_at_its_limit(world: World) -> None:
 
     assert [drain.run_once(1) for _ in range(4)] == [100, 100, 50, 0]
     assert world.told() == [f"{index}" for index in range(250)]
-    assert world.largest_read == PAGE
 
 
-def test_a_batch_of_large_entries_ends_with_the_page_that_fills_it(world: World) -> None:
-    for index in range(3 * PAGE):
-        world.write(State.SCHEDULED, *(f"{index}/{line}" for line in range(300)))
+def test_a_batch_ends_with_the_entry_that_fills_it(world: World) -> None:
+    for index in range(9):
+        world.write(State.SCHEDULED, *(f"{index}/{line}" for line in range(60)))
 
-    assert auditor(world).run_once(1) == FIRST_PAGE
-    assert world.largest_read == FIRST_PAGE
+    assert auditor(world).run_once(1) == 2
+    assert len(world.told()) == 120
 
 
 def test_a_batch_that_sql_does_not_manage_in_time_is_tried_as_a_smaller_one(world: World) -> None:

@@ -1,8 +1,8 @@
 """Directives that write the reference pages from the code.
 
-``delay-settings``, ``delay-keys``, ``delay-lua``, ``delay-states``, ``delay-cli``, ``delay-json``
-and ``delay-flower-json`` fill whole pages; ``delay-event`` adds to a hand-written meaning what the
-code says about the event, and the build warns about an event that no page describes.
+``delay-settings``, ``delay-keys``, ``delay-lua``, ``delay-states``, ``delay-cli``, ``delay-beat``,
+``delay-json`` and ``delay-flower-json`` fill whole pages; ``delay-event`` adds to a hand-written
+meaning what the code says about the event, and the build warns of an event that no page describes.
 """
 
 from __future__ import annotations
@@ -114,18 +114,28 @@ class CommandLine(Written):
         for name in group.list_commands(context):
             command = group.get_command(context, name)
             yield f".. verb:: {path}{name}\n"
-            inner = click.Context(
-                command,
-                info_name=f"{command_line} {name}",
-                terminal_width=80,
-                max_content_width=80,
-            )
-            yield "   ::\n"
-            for line in command.get_help(inner).splitlines():
-                yield f"      {line}"
-            yield ""
+            yield from _help(command, f"{command_line} {name}", indent=3)
             if isinstance(command, click.Group):
                 yield from self._verbs(command, f"{command_line} {name}", f"{path}{name} ")
+
+
+class BeatCommand(Written):
+    def lines(self) -> Iterable[str]:
+        from celery_delay.__main__ import main
+
+        yield from _help(main, "python -m celery_delay", indent=0)
+
+
+def _help(command: Any, command_line: str, indent: int) -> Iterator[str]:
+    import click
+
+    context = click.Context(
+        command, info_name=command_line, terminal_width=80, max_content_width=80
+    )
+    yield f"{' ' * indent}::\n"
+    for line in command.get_help(context).splitlines():
+        yield f"{' ' * indent}   {line}"
+    yield ""
 
 
 class JSONDocuments(Written):
@@ -228,6 +238,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("delay-lua", LuaTable)
     app.add_directive("delay-states", StatesTable)
     app.add_directive("delay-cli", CommandLine)
+    app.add_directive("delay-beat", BeatCommand)
     app.add_directive("delay-json", JSONDocuments)
     app.add_directive("delay-flower-json", FlowerDocuments)
     app.add_directive("delay-event", Event)

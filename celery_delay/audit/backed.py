@@ -168,7 +168,7 @@ class SQLBackedRows:
         if behind is not None:
             wanted += [eta <= behind[0], (eta < behind[0]) | (task_id < behind[1])]
         chosen = select(payload).where(*wanted).order_by(eta.desc(), task_id.desc())
-        return self._rows(chosen.limit(limit))
+        return self._page(chosen.limit(limit))
 
     def count_cold(self, shard: int) -> int:
         """See the port."""
@@ -254,6 +254,10 @@ class SQLBackedRows:
 
     def _rows(self, chosen: Any) -> list[BackedRow]:
         with self.database.reading() as connection:
+            return [self._row(one) for one in connection.execute(chosen)]
+
+    def _page(self, chosen: Any) -> list[BackedRow]:
+        with self.database.paging() as connection:
             return [self._row(one) for one in connection.execute(chosen)]
 
     def _row(self, found: Any) -> BackedRow:

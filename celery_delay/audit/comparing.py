@@ -66,7 +66,7 @@ class SQLComparable:
             )
             if until is not None:
                 chosen = chosen.where(eta <= until[0], or_(eta < until[0], task_id <= until[1]))
-            with self._database.reading() as connection:
+            with self._database.paging() as connection:
                 page = connection.execute(chosen.order_by(eta, task_id).limit(_PAGE)).all()
             for row in page:
                 yield _key(row)

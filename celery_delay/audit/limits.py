@@ -105,9 +105,10 @@ def _postgresql_settings(limits: Limits) -> str:
         "idle_in_transaction_session_timeout": limits.statement * 2,
     }
     settings = {name: f"{value * 1000:.0f}" for name, value in seconds.items()}
-    # Each statement of ours goes by an index.  Without statistics, which a table has only some
-    # time after it was filled, PostgreSQL takes a list of ids for half of it, and reads it all.
-    settings |= {"enable_seqscan": "off", "jit": "off"}
+    # Each statement of ours goes by an index, for as many rows as it wants.  Without statistics,
+    # which a table has only some time after it was filled or restored, PostgreSQL takes a list of
+    # ids for half of it, and reads all; or it collects all that an index has, for a page.
+    settings |= {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
     return "SELECT " + ", ".join(
         f"set_config('{name}', '{value}', true)" for name, value in settings.items()
     )

@@ -27,7 +27,7 @@ from kombu import compression
 from celery_delay import CeleryDelay
 from celery_delay.embedded import EmbeddedRedis
 from tests.projects import hand_off
-from tests.servers import RedisServers, wipe
+from tests.servers import wipe
 from tests.stock import PROJECTS, Refused, Stock, apply, clear, declare, make_app, queued
 
 #: Hypothesis shrinks better, and the entries' expiry stays ahead, with one instant for all.
@@ -163,20 +163,6 @@ plain: dict[str, Any] = {
 }
 
 # --- both sides ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server(redis_servers: RedisServers) -> EmbeddedRedis:
-    found = redis_servers.get()
-    wipe(found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def stock(server: EmbeddedRedis) -> Iterator[Stock]:
-    process = Stock(server.tcp_url, 8)
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")

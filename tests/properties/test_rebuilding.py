@@ -27,24 +27,10 @@ from celery_delay.embedded import EmbeddedRedis
 from celery_delay.message.rebuilding import rebuilt
 from tests.projects import hand_off
 from tests.properties.test_message import calls, comparable, json_values, names, plain
-from tests.servers import RedisServers, wipe
+from tests.servers import wipe
 from tests.stock import PROJECTS, Refused, Stock, apply, clear, declare, make_app, queued
 
 pytestmark = [pytest.mark.properties, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def server(redis_servers: RedisServers) -> EmbeddedRedis:
-    found = redis_servers.get()
-    wipe(found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def stock(server: EmbeddedRedis) -> Iterator[Stock]:
-    process = Stock(server.tcp_url, 8)
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def fill(database: Database, tasks: int) -> None:
 
 def refresh(engine: Engine) -> None:
     """Let the planner know what is in the tables."""
-    with engine.connect() as connection:
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         for table in metadata.tables:
             if connection.dialect.name == "mysql":
                 connection.execute(text(f"ANALYZE TABLE {table}")).close()

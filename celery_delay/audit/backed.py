@@ -168,7 +168,7 @@ class SQLBackedRows:
         if behind is not None:
             wanted += [eta <= behind[0], (eta < behind[0]) | (task_id < behind[1])]
         chosen = select(payload).where(*wanted).order_by(eta.desc(), task_id.desc())
-        return self._page(chosen.limit(limit))
+        return self._rows(chosen.limit(limit), in_order=True)
 
     def count_cold(self, shard: int) -> int:
         """See the port."""
@@ -252,12 +252,10 @@ class SQLBackedRows:
             found.update((one.entry_id, one) for one in rows)
         return {one: found[one] for one in entry_ids if one in found}
 
-    def _rows(self, chosen: Any) -> list[BackedRow]:
-        with self.database.reading() as connection:
-            return [self._row(one) for one in connection.execute(chosen)]
-
-    def _page(self, chosen: Any) -> list[BackedRow]:
-        with self.database.paging() as connection:
+    def _rows(self, chosen: Any, *, in_order: bool = False) -> list[BackedRow]:
+        """The rows; *in_order*: a page of what an index has in that order."""
+        connect = self.database.paging if in_order else self.database.reading
+        with connect() as connection:
             return [self._row(one) for one in connection.execute(chosen)]
 
     def _row(self, found: Any) -> BackedRow:

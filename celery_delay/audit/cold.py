@@ -43,7 +43,7 @@ class SQLColdRows(SQLBackedRows):
         chosen = self._cold(shard, states).where(
             eta >= eta_ms, or_(eta > eta_ms, task_id > after_id), eta <= before_ms
         )
-        return self._page(chosen.order_by(eta, task_id).limit(limit))
+        return self._rows(chosen.order_by(eta, task_id).limit(limit), in_order=True)
 
     def cold_before(
         self, shard: int, after: tuple[int, str], before_ms: int, limit: int

@@ -17,8 +17,9 @@ from typing import Protocol
 
 from celery_delay.domain.backing import HOT, BackedRow, is_open
 from celery_delay.domain.entries import EntryId
+from celery_delay.domain.events import Event
 from celery_delay.domain.mirrors import BackedRows, BackedStore
-from celery_delay.domain.ports import JournalStore, ReconcileStore, Transition, WaitingEntries
+from celery_delay.domain.ports import ReconcileStore, Transition, WaitingEntries
 from celery_delay.domain.settings import Settings
 from celery_delay.domain.states import State
 
@@ -31,7 +32,11 @@ PAGE = 2_000
 _WHY = {"why": "the audit database was set back"}
 
 
-class _Store(ReconcileStore, BackedStore, JournalStore, Protocol):
+class _Store(ReconcileStore, BackedStore, Protocol):
+    def journalled(self) -> Iterator[Event]:
+        """All that the journal tells."""
+        ...
+
     def told(self, entry_ids: Sequence[EntryId]) -> set[EntryId]:
         """Those of which the journal tells."""
         ...
@@ -67,7 +72,8 @@ class SetBack:
         if not epoch or reconciled != epoch or (named, is_compared) != (epoch, True):
             # what is missing in this history may not have come to it yet
             return
-        self._journalled = self._read_journal()
+        # hashes, for this may be a lot: a few ten bytes each
+        self._journalled = {hash(one.entry_id) for one in self._store.journalled()}
         left, held = 0, 0
         for page in self._hot():
             gone = self._gone(page)
@@ -127,15 +133,6 @@ class SetBack:
         rest = [one for one in entry_ids if hash(one) not in self._journalled]
         told = self._store.told(rest) if rest else set()
         return [one for one in rest if one not in told]
-
-    def _read_journal(self) -> set[int]:
-        """The hashes of all entries that the journal tells of: a few ten bytes each."""
-        found: set[int] = set()
-        after = "0"
-        while page := self._store.read_journal(after):
-            found.update(hash(one.entry_id) for _, events in page for one in events)
-            after = page[-1][0]
-        return found
 
     def _tell(self, entry_ids: Sequence[EntryId]) -> int:
         # cancelled is possible, too; but what may run must not be said to never run

@@ -197,13 +197,7 @@ class Backed(Additions, Scanning, Journal):
 
     def told_of(self, entry_id: EntryId) -> set[str]:
         """See the port."""
-        states: set[str] = set()
-        after = "0"
-        while page := self.read_journal(after):
-            for _, events in page:
-                states.update(one.state for one in events if one.entry_id == entry_id)
-            after = page[-1][0]
-        return states
+        return {one.state for one in self.journalled() if one.entry_id == entry_id}
 
     def live(self) -> Iterator[list[tuple[EntryId, int]]]:
         """See the port."""

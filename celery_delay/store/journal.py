@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from redis.exceptions import ResponseError
@@ -13,10 +13,10 @@ from celery_delay.exceptions import StoreUnavailable
 from celery_delay.store.connection import AnswerLost
 from celery_delay.store.shard import Shard
 
-__all__ = ["EVENTS", "PAGE", "Journal"]
+__all__ = ["PAGE", "Journal"]
 
 #: What is in memory at once of who looks through all of it, with the last entry of a thousand.
-EVENTS = 1_000
+_EVENTS = 1_000
 #: Entries in one answer of Redis, at most: it bounds for how long Redis is busy with it.
 PAGE = 25
 #: Before a state: it is not journalled; the broker keeps the message.  See ``report.lua``.
@@ -68,7 +68,7 @@ class Journal(Shard):
         except (AnswerLost, ResponseError) as exc:
             raise StoreUnavailable(f"the journal may miss a transition: {exc}") from exc
 
-    def read_journal(self, after: str, limit: int = EVENTS) -> list[tuple[str, list[Event]]]:
+    def read_journal(self, after: str, limit: int) -> list[tuple[str, list[Event]]]:
         """Journal entries behind the stream id *after* ("0" for all), with *limit* events in all.
 
         The entry that brings the last of them comes whole, and more than one event may be in it:
@@ -93,6 +93,14 @@ class Journal(Shard):
             # what is behind the limit was read in vain: at most as much as before it
             wanted = min(2 * wanted, PAGE)
         return found
+
+    def journalled(self) -> Iterator[Event]:
+        """All that the journal tells while it is read, the oldest first."""
+        after = "0"
+        while page := self.read_journal(after, _EVENTS):
+            for _, events in page:
+                yield from events
+            after = page[-1][0]
 
     def _events(self, stream_id: str, pairs: Sequence[bytes]) -> list[Event]:
         parts = dict(zip(pairs[::2], pairs[1::2], strict=True))
